@@ -1,0 +1,30 @@
+"""Small tasks of a user's own, which train in milliseconds: what the tests with real Ray import by name."""
+
+import torch
+from sampa.workers.task import Task
+from torch import nn
+
+
+def _data(rows, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(rows, 1, 6, 6, generator=generator, dtype=dtype)
+    return inputs, (inputs.mean((1, 2, 3)) > 0).long()
+
+
+def convolution(width=8):
+    """A network with batch normalization, so that running statistics and counters are part of the state."""
+    model = nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.Flatten(),
+        nn.Linear(width * 36, 10),
+    )
+    return Task(model=model, train=_data(128), test=_data(50), augment=flip)
+
+
+def flip(batch, generator):
+    inputs, targets = batch
+    flipped = torch.rand(len(inputs), 1, 1, 1, generator=generator) < 0.5
+    return torch.where(flipped, inputs.flip(-1), inputs), targets

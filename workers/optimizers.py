@@ -1,0 +1,128 @@
+"""The base optimizers: each is one pure rule; its step and its look-ahead are the same arithmetic.
+
+A look-ahead is the rule whose new state is thrown away, so it can't change the optimizer, and it is true for
+momentum, Nesterov, weight decay and AdamW by construction. Vectors are walked in chunks that fit the
+processor's cache, so a rule may make small temporaries freely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+State = Mapping[str, "Tensor"]
+_CHUNK = {"cpu": 1 << 15, "cuda": 1 << 24}  # elements: 128 KiB of float32 stay in a core's cache; a GPU wants more
+
+
+class Optimizer(Settings):
+    """Settings of a base optimizer, and its rule."""
+
+    state_names: ClassVar[tuple[str, ...]] = ()
+    name: str
+    lr: float = Field(gt=0, description="learning rate before the schedule")
+
+    def rule(self, x: Tensor, g: Tensor, state: State, *, lr: float, steps: int) -> tuple[Tensor, State]:
+        """Return the weights and the state after one step; nothing given is changed.
+
+        Args:
+            x: Weights, shape ``(n,)``, floating.
+            g: Gradient, same shape, dtype and device.
+            state: Vectors of the same shape, by name; all zero before the first step.
+            lr: Learning rate of this step.
+            steps: Steps taken before this one.
+        """
+        raise NotImplementedError
+
+    def step(self, x: Tensor, g: Tensor, state: State, *, lr: float, steps: int) -> None:
+        """Apply the rule to ``x`` and ``state`` in place. Shapes as in ``rule``."""
+        for part in _parts(x):
+            after, state_after = self.rule(x[part], g[part], _at(state, part), lr=lr, steps=steps)
+            x[part].copy_(after)
+            for name, vector in state_after.items():
+                state[name][part].copy_(vector)
+
+    def look_ahead(self, x: Tensor, g: Tensor, state: State, out: Tensor, *, lr: float, steps: int) -> None:
+        """Write where the step would land into ``out``; ``x`` and ``state`` stay as they are."""
+        for part in _parts(x):
+            out[part].copy_(self.rule(x[part], g[part], _at(state, part), lr=lr, steps=steps)[0])
+
+
+class SgdOptimizer(Optimizer):
+    """Stochastic gradient descent.
+
+    With wd the weight decay, mu the momentum and b the buffer, as in ``torch.optim.SGD``::
+
+        d  = g + wd * x
+        b' = mu * b + d
+        x' = x - lr * b'                  plain momentum
+        x' = x - lr * (d + mu * b')       Nesterov
+    """
+
+    state_names: ClassVar[tuple[str, ...]] = ("momentum_buffer",)
+    name: Literal["sgd"] = Field("sgd", description="stochastic gradient descent")
+    momentum: float = Field(0.0, ge=0, lt=1, description="share of the buffer that a step keeps")
+    nesterov: bool = Field(False, description="Nesterov's momentum; needs momentum above 0")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty, added to the gradient")
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> SgdOptimizer:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum above 0; set optimizer.momentum, 0.9 for example")
+        return self
+
+    def rule(self, x: Tensor, g: Tensor, state: State, *, lr: float, steps: int) -> tuple[Tensor, State]:
+        direction = g.add(x, alpha=self.weight_decay) if self.weight_decay else g
+        if not self.momentum:
+            return x.add(direction, alpha=-lr), {}
+        buffer = state["momentum_buffer"].mul(self.momentum).add_(direction)
+        ahead = direction.add(buffer, alpha=self.momentum) if self.nesterov else buffer
+        return x.add(ahead, alpha=-lr), {"momentum_buffer": buffer}
+
+
+class AdamWOptimizer(Optimizer):
+    """Adam with decoupled weight decay.
+
+    With k the number of this step, counted from 1, as in ``torch.optim.AdamW``::
+
+        m' = beta1 * m + (1 - beta1) * g
+        v' = beta2 * v + (1 - beta2) * g * g
+        x' = x * (1 - lr * wd) - lr / (1 - beta1^k) * m' / (sqrt(v' / (1 - beta2^k)) + eps)
+
+    Source: Loshchilov, Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, https://arxiv.org/abs/1711.05101
+    """
+
+    state_names: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    name: Literal["adamw"] = Field("adamw", description="Adam with decoupled weight decay")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="decay rates of the two averages"
+    )
+    eps: float = Field(1e-8, gt=0, description="added to the denominator")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
+
+    def rule(self, x: Tensor, g: Tensor, state: State, *, lr: float, steps: int) -> tuple[Tensor, State]:
+        beta1, beta2 = self.betas
+        k = steps + 1
+        exp_avg = state["exp_avg"].lerp(g, 1 - beta1)
+        exp_avg_sq = state["exp_avg_sq"].mul(beta2).addcmul_(g, g, value=1 - beta2)
+        denominator = exp_avg_sq.sqrt().div_((1 - beta2**k) ** 0.5).add_(self.eps)
+        after = x.mul(1 - lr * self.weight_decay).addcdiv_(exp_avg, denominator, value=-lr / (1 - beta1**k))
+        return after, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+
+
+AnyOptimizer = Annotated[SgdOptimizer | AdamWOptimizer, Field(discriminator="name")]
+
+
+def _parts(x: Tensor) -> Iterator[slice]:
+    size = _CHUNK.get(x.device.type, _CHUNK["cpu"])
+    return (slice(start, start + size) for start in range(0, len(x), size))
+
+
+def _at(state: State, part: slice) -> State:
+    return {name: vector[part] for name, vector in state.items()}

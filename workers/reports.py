@@ -1,0 +1,90 @@
+"""What a run tells about itself while it goes: small records that travel from the workers to whoever started it."""
+
+from __future__ import annotations
+
+import io
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import TextIO
+
+from pydantic import JsonValue
+
+_LONGEST_LINE = 4000  # characters; what is longer is cut
+
+
+@dataclass(frozen=True)
+class Report:
+    """One record.
+
+    Attributes:
+        kind: ``task``, ``metrics``, ``evaluation``, ``checkpoint``, ``elastic`` or ``log``.
+        data: Its fields, fit for JSON.
+    """
+
+    kind: str
+    data: dict[str, JsonValue]
+
+
+class Reporter:
+    """Gathers a worker's reports and sends them on in bundles, since each sending costs the step time.
+
+    Args:
+        send: Passes a bundle on without waiting for an answer.
+        every_s: Seconds between bundles; the newest report waits no longer.
+    """
+
+    def __init__(self, send: Callable[[Sequence[Report]], None], every_s: float = 0.5) -> None:
+        self._send, self._every_s = send, every_s
+        self._waiting: list[Report] = []
+        self._lock = threading.Lock()
+        self._sent = time.monotonic()
+
+    def report(self, kind: str, data: dict[str, JsonValue], *, at_once: bool = False) -> None:
+        """Add a report; ``at_once`` sends it now, with all that wait."""
+        with self._lock:
+            self._waiting.append(Report(kind, data))
+        if at_once or time.monotonic() - self._sent >= self._every_s:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what waits."""
+        with self._lock:
+            bundle, self._waiting = self._waiting, []
+            self._sent = time.monotonic()
+            if bundle:
+                self._send(bundle)
+
+    @contextmanager
+    def capturing_output(self, worker: str) -> Iterator[None]:
+        """Also report each line that is printed, as ``worker``'s log."""
+
+        def line(text: str) -> None:
+            self.report("log", {"worker": worker, "line": text[:_LONGEST_LINE]})
+
+        with redirect_stdout(_Tee(sys.stdout, line)), redirect_stderr(_Tee(sys.stderr, line)):
+            yield
+
+
+class _Tee(io.TextIOBase):
+    """Writes through, and hands on every whole line."""
+
+    def __init__(self, through: TextIO, line: Callable[[str], None]) -> None:
+        self._through, self._line, self._rest = through, line, ""
+
+    def write(self, text: str) -> int:
+        self._through.write(text)
+        *lines, self._rest = (self._rest + text).replace("\r", "\n").split("\n")
+        for line in lines:
+            if line.strip():
+                self._line(line)
+        return len(text)
+
+    def flush(self) -> None:
+        self._through.flush()
+
+    def fileno(self) -> int:
+        return self._through.fileno()
