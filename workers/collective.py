@@ -78,11 +78,14 @@ _awaited: dict[str, Rendezvous] = {}  # Ray makes the group from its name alone;
 
 
 class SampaGroup(BaseGroup):  # type: ignore[misc]
-    """One generation's group. Tensors are torch tensors on the rendezvous' device."""
+    """One generation's group. Tensors are torch tensors.
 
-    def __init__(self, world_size: int, rank: int, group_name: str) -> None:
+    Ray's collective API makes it from the first three arguments, ``form_group`` having left the fourth for it.
+    """
+
+    def __init__(self, world_size: int, rank: int, group_name: str, how: Rendezvous | None = None) -> None:
         super().__init__(world_size, rank, group_name)
-        how = _awaited.pop(group_name)
+        how = how or _awaited.pop(group_name)
         self.deadline_s = how.deadline_s
         self._device = how.device
         self._group = self._doing("forming of the group", lambda: _process_group(how, group_name, rank, world_size))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from .errors import MembershipError, RunOver
@@ -70,10 +71,9 @@ class Coordinator:
 
     async def news(self, wait_s: float) -> tuple[list[Report], dict[str, Any] | None]:
         """Return the reports since the last call, and how the run ended if it has; wait for either, if need be."""
-        try:
-            await asyncio.wait_for(self._news.wait(), wait_s)
-        except TimeoutError:
-            return [], None
+        if not self._news.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), wait_s)
         self._news.clear()
         reports, self._reports = self._reports, []
         return reports, self._outcome

@@ -225,10 +225,12 @@ class Worker:
         )
 
     def _finish(self, exchange: Exchange) -> dict[str, Any]:
-        """Write the model, leave, and return the run's result."""
+        """Write the model, see that everyone's reports have arrived, leave, and return the run's result."""
         engine = self._engine
         if exchange.rank == 0:
             self._write_model()
+        self._reporter.settle()
+        exchange.highest("end of the run", 0.0)
         self._seat.leave()
         evaluations = self._record.evaluations
         last = {entry["split"]: entry for entry in evaluations}

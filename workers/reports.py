@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Any, TextIO
 
 from pydantic import JsonValue
 
@@ -33,12 +33,16 @@ class Reporter:
     """Gathers a worker's reports and sends them on in bundles, since each sending costs the step time.
 
     Args:
-        send: Passes a bundle on without waiting for an answer.
+        send: Passes a bundle on without waiting, and returns a receipt.
+        confirm: Waits until the bundle of a receipt has arrived.
         every_s: Seconds between bundles; the newest report waits no longer.
     """
 
-    def __init__(self, send: Callable[[Sequence[Report]], None], every_s: float = 0.5) -> None:
-        self._send, self._every_s = send, every_s
+    def __init__(
+        self, send: Callable[[Sequence[Report]], Any], confirm: Callable[[Any], object], every_s: float = 0.5
+    ) -> None:
+        self._send, self._confirm, self._every_s = send, confirm, every_s
+        self._receipt: Any = None
         self._waiting: list[Report] = []
         self._lock = threading.Lock()
         self._sent = time.monotonic()
@@ -56,7 +60,14 @@ class Reporter:
             bundle, self._waiting = self._waiting, []
             self._sent = time.monotonic()
             if bundle:
-                self._send(bundle)
+                self._receipt = self._send(bundle)
+
+    def settle(self) -> None:
+        """Send what waits, and return when all has arrived."""
+        self.flush()
+        receipt, self._receipt = self._receipt, None
+        if receipt is not None:
+            self._confirm(receipt)
 
     @contextmanager
     def capturing_output(self, worker: str) -> Iterator[None]:

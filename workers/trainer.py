@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -33,6 +34,7 @@ from .reports import Report
 
 MAX_FAILURES = 100  # of workers in one run; each costs the steps since the newest checkpoint
 _SETTLE_S = 10.0  # seconds that a finished run's actors get to end by themselves
+_ANSWER_S = 60.0  # seconds in which the coordinator answers, or its node is lost
 
 
 class _ReplicaGroups(Backend):  # type: ignore[misc]
@@ -171,7 +173,7 @@ def _trainer(plan: Plan, size: int, directory: Path, config: dict[str, Any]) -> 
 
 def _news(coordinator: Any, run: _Run) -> tuple[list[Report], dict[str, Any] | None]:
     over = not run.thread.is_alive()
-    reports, outcome = ray.get(coordinator.news.remote(0.0 if over else 1.0), timeout=60)
+    reports, outcome = ray.get(coordinator.news.remote(0.0 if over else 1.0), timeout=_ANSWER_S)
     if over and outcome is None and not reports:
         raise run.error or RuntimeError("Ray Train ended the run, but no worker said how; see the workers' logs")
     return reports, outcome
@@ -192,7 +194,7 @@ def _work(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     device = torch.device("cuda", 0) if plan.workers.gpus else torch.device("cpu")
     name = f"worker {context.get_world_rank()}"
-    reporter = Reporter(coordinator.report.remote)
+    reporter = Reporter(coordinator.report.remote, partial(ray.get, timeout=_ANSWER_S))
     outcome: dict[str, Any]
     with reporter.capturing_output(name):
         try:
@@ -220,8 +222,8 @@ def _work(config: dict[str, Any]) -> None:
         except Exception as error:
             traceback.print_exc()
             outcome = {"succeeded": False, "reason": f"{name} failed with {type(error).__name__}: {error}; see the log"}
-    reporter.flush()
-    ray.get(coordinator.finish.remote(outcome), timeout=60)
+    reporter.settle()
+    ray.get(coordinator.finish.remote(outcome), timeout=_ANSWER_S)
 
 
 class _Meeting:

@@ -33,11 +33,9 @@ class PlainWorker:
             deadline_s=20,
             hosts=lambda workers: Hosts(plan.width, paired=plan.method.paired, workers=workers),
         )
-        reporter = Reporter(coordinator.report.remote)
+        reporter = Reporter(coordinator.report.remote, ray.get)
         worker = Worker(plan, seat, Storage(fs.LocalFileSystem(), directory), reporter, torch.device("cpu"))
-        result = worker.run()
-        reporter.flush()
-        return result
+        return worker.run()
 
 
 class Crew:

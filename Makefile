@@ -1,0 +1,38 @@
+# make demo and make test each do all the set-up they need, on a machine with Python 3.11 or newer.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+help:  ## show this
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+demo: $(INSTALLED)  ## train digits with SGD, SAM and SAMPa through the service, and compare (SEEDS=3 for three seeds)
+	$(RUN)/python -m sampa.api.demo --seeds $(or $(SEEDS),1)
+
+test: $(INSTALLED) lint  ## all tests, cheapest first
+	$(RUN)/python -m pytest
+
+lint: $(INSTALLED)  ## format, lint and types
+	$(RUN)/ruff format --check api service workers tests
+	$(RUN)/ruff check api service workers tests
+	@mkdir -p build/types/sampa && for part in api service workers; do ln -sfn ../../../$$part build/types/sampa/$$part; done
+	cd build/types && ../../$(RUN)/mypy --config-file ../../pyproject.toml -p sampa.api -p sampa.service -p sampa.workers
+
+bench: $(INSTALLED)  ## what a step costs; writes a dated file beside the benchmark
+	$(RUN)/python -m tests.benchmarks.bench_step --out tests/benchmarks/answers/step-$$(date +%F).md
+
+install: $(INSTALLED)  ## the virtual environment
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("sampa needs Python 3.11 or newer; set PYTHON=...") if sys.version_info < (3, 11) else None'
+	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(INSTALLED)
+
+clean:  ## remove what was built
+	rm -rf $(VENV) build *.egg-info
+
+.PHONY: help demo test lint bench install clean

@@ -1,0 +1,266 @@
+"""The command line.
+
+It starts fast: what a command needs is imported when the command runs. Exit codes: 0 all went well, 1 the
+followed job failed or was cancelled, 2 the input is wrong, 3 the server can't be reached or can't answer.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from ..service.specs import JobSpec
+    from .client import Client
+
+JOB_FAILED, BAD_INPUT, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
+DEFAULT_PORT = 8700
+
+app = typer.Typer(
+    help="Train with SAMPa: sharpness-aware minimization at the price of SGD.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="the job")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="the job's id, as sampa jobs lists it")]
+Url = Annotated[str | None, typer.Option(envvar="SAMPA_URL", help="where the server is; else found in --state-dir")]
+Token = Annotated[str | None, typer.Option(envvar="SAMPA_TOKEN", help="its token; else found in --state-dir")]
+StateDir = Annotated[
+    Path | None, typer.Option(envvar="SAMPA_STATE_DIR", help="state directory of the server; ~/.sampa when left out")
+]
+RayAddress = Annotated[str | None, typer.Option(help="http URL of the Ray dashboard; a local Ray when left out")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+After = Annotated[int, typer.Option(min=0, help="only events with a higher number")]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sampa {version('sampa')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Options of the whole program."""
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")] = DEFAULT_PORT,
+    state_dir: StateDir = None,
+    ray_address: RayAddress = None,
+    store: Annotated[
+        str | None, typer.Option(help="URL of the store; SQLite in the state directory when left out")
+    ] = None,
+    max_running: Annotated[int, typer.Option(min=1, help="jobs that run at once")] = 2,
+) -> None:
+    """Run the API, with a local Ray unless --ray-address is given."""
+    from .serve import CannotServe, serve_until_stopped
+
+    given = {"state_dir": state_dir, "ray_address": ray_address, "store_url": store, "max_running": max_running}
+    try:
+        serve_until_stopped({name: value for name, value in given.items() if value is not None}, host, port)
+    except CannotServe as error:
+        _fail(str(error), BAD_INPUT)
+
+
+@app.command()
+def train(
+    job: JobFile,
+    out: Annotated[Path, typer.Option(help="where result.json, model.safetensors and events.jsonl go")],
+    code: Annotated[Path | None, typer.Option(help="directory of your own task's module")] = None,
+    ray_address: RayAddress = None,
+) -> None:
+    """Train one job here, without the service."""
+    spec = _read(job)
+    from .train import train_here
+
+    raise typer.Exit(train_here(spec, out, code, ray_address))
+
+
+@app.command()
+def submit(
+    job: JobFile,
+    follow: Annotated[bool, typer.Option("--follow", help="show its progress until it ends")] = False,
+    key: Annotated[str | None, typer.Option(help="idempotency key: repeating it submits nothing new")] = None,
+    url: Url = None,
+    token: Token = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Submit a job."""
+    spec = _read(job).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    with _client(url, token, state_dir) as client:
+        submitted = client.submit(spec, key)
+        typer.echo(f"job {submitted['id']} {submitted['state']}")
+        if follow:
+            raise typer.Exit(_follow(client, submitted["id"], 0))
+
+
+@app.command("jobs")
+def list_jobs(
+    state: Annotated[list[str] | None, typer.Option(help="only jobs in this state; may be repeated")] = None,
+    name: Annotated[str | None, typer.Option(help="only jobs of this name")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="how many at most")] = 50,
+    as_json: AsJson = False,
+    url: Url = None,
+    token: Token = None,
+    state_dir: StateDir = None,
+) -> None:
+    """List jobs, newest first."""
+    from .printing import job_rows, table
+
+    with _client(url, token, state_dir) as client:
+        found = list(client.jobs([one.upper() for one in state or ()], name, limit))
+    typer.echo(_json(found) if as_json else table(job_rows(found)))
+
+
+@app.command()
+def show(
+    job_id: JobId, as_json: AsJson = False, url: Url = None, token: Token = None, state_dir: StateDir = None
+) -> None:
+    """Show a job and its past."""
+    from .printing import describe
+
+    with _client(url, token, state_dir) as client:
+        found = client.job(job_id)
+    typer.echo(_json(found) if as_json else describe(found))
+
+
+@app.command()
+def events(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", help="go on until the job ends")] = False,
+    after: After = 0,
+    as_json: AsJson = False,
+    url: Url = None,
+    token: Token = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Print what happened to a job."""
+    from .printing import event_line
+
+    with _client(url, token, state_dir) as client:
+        if follow and not as_json:
+            raise typer.Exit(_follow(client, job_id, after))
+        for event in client.follow(job_id, after) if follow else client.events(job_id, after):
+            typer.echo(json.dumps(event) if as_json else event_line(event))
+
+
+@app.command()
+def metrics(
+    job_id: JobId, as_json: AsJson = False, url: Url = None, token: Token = None, state_dir: StateDir = None
+) -> None:
+    """Print the losses and evaluations of a job."""
+    from .printing import measurement_line
+
+    with _client(url, token, state_dir) as client:
+        for item in client.metrics(job_id):
+            typer.echo(json.dumps(item) if as_json else measurement_line(item))
+
+
+@app.command()
+def checkpoints(
+    job_id: JobId, as_json: AsJson = False, url: Url = None, token: Token = None, state_dir: StateDir = None
+) -> None:
+    """List the checkpoints of a job."""
+    from .printing import checkpoint_rows, table
+
+    with _client(url, token, state_dir) as client:
+        found = client.checkpoints(job_id)
+    typer.echo(_json(found) if as_json else table(checkpoint_rows(found)))
+
+
+@app.command()
+def model(
+    job_id: JobId,
+    out: Annotated[Path, typer.Option(help="directory that model.safetensors is written to")],
+    url: Url = None,
+    token: Token = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Download the model of a job that has succeeded."""
+    with _client(url, token, state_dir) as client:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            path = client.model(job_id, out / "model.safetensors")
+        except OSError as error:
+            _fail(f"{error.filename}: the model can't be written: {error.strerror}", BAD_INPUT)
+    typer.echo(str(path))
+
+
+@app.command()
+def cancel(job_id: JobId, url: Url = None, token: Token = None, state_dir: StateDir = None) -> None:
+    """Cancel a job; one that has ended stays as it is."""
+    with _client(url, token, state_dir) as client:
+        cancelled = client.cancel(job_id)
+    typer.echo(f"job {job_id} {cancelled['state']}")
+
+
+def _read(job: Path) -> JobSpec:
+    from .jobfile import JobFileError, read_job
+
+    try:
+        return read_job(job)
+    except JobFileError as error:
+        _fail(str(error), BAD_INPUT)
+
+
+@contextmanager
+def _client(url: str | None, token: str | None, state_dir: Path | None) -> Iterator[Client]:
+    """Give a client of the server that is meant, and end the program with a sentence when it can't be used."""
+    from .client import Client, SampaError, ServerUnreachable
+    from .found import find_server
+
+    found = find_server(url, token, state_dir)
+    try:
+        with Client(found.url, found.token) as client:
+            yield client
+    except ServerUnreachable as error:
+        _fail(str(error), UNREACHABLE)
+    except SampaError as error:
+        _fail(str(error), UNREACHABLE if error.status >= 500 or error.status == 0 else BAD_INPUT)
+
+
+def _follow(client: Client, job_id: str, after: int) -> int:
+    """Show a job until it ends and return the exit code; Ctrl-C ends the showing, not the job."""
+    from rich.console import Console
+
+    from .follow import Followed, follow
+
+    seen = Followed(after)
+    try:
+        return follow(client, job_id, seen, Console()).exit_code
+    except KeyboardInterrupt:
+        again = f"sampa events {job_id} --follow --after {seen.last}"
+        typer.echo(f"\njob {job_id} goes on; see it with {again}, end it with sampa cancel {job_id}", err=True)
+        return INTERRUPTED
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2)
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    typer.echo(f"error: {sentence}", err=True)
+    sys.exit(code)

@@ -1,0 +1,28 @@
+"""Whether the process lives and whether it can do its work; both without a token."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from .models import Health
+from .problems import Problem, documented
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/livez", response_model=Health, summary="Say whether the process answers")
+async def livez() -> Response:
+    """Answer; nothing else is looked at."""
+    return JSONResponse({"status": "ok", "checks": {}})
+
+
+@router.get("/readyz", response_model=Health, summary="Say whether jobs can run", responses=documented("not-ready"))
+def readyz(request: Request) -> Response:
+    """Look at the store and at Ray."""
+    checks = {"store": "ok" if request.app.state.store.reachable() else "does not answer"}
+    checks |= request.app.state.reconciler.health()
+    missing = [f"{name} {word}" for name, word in checks.items() if word != "ok"]
+    if missing:
+        raise Problem("not-ready", f"Not ready: {'; '.join(missing)}.", headers={"Retry-After": "2"}, checks=checks)
+    return JSONResponse({"status": "ok", "checks": checks})

@@ -1,0 +1,90 @@
+"""How the command line writes things down: lines that people read and scripts can cut apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+Document = Mapping[str, Any]
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows, the first of them names, as columns wide enough for each cell; nothing is cut off."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def job_rows(jobs: Sequence[Document]) -> list[list[str]]:
+    """Return the table of ``sampa jobs``."""
+    rows = [["ID", "NAME", "STATE", "STEP", "CREATED"]]
+    return rows + [
+        [job["id"], job["name"], job["state"], steps(job["progress"]), clock(job["created_at"])] for job in jobs
+    ]
+
+
+def checkpoint_rows(checkpoints: Sequence[Document]) -> list[list[str]]:
+    """Return the table of ``sampa checkpoints``."""
+    rows = [["STEP", "BYTES", "THERE", "WRITTEN", "PATH"]]
+    return rows + [
+        [str(one["step"]), str(one["bytes"]), "yes" if one["available"] else "no", clock(one["time"]), one["path"]]
+        for one in checkpoints
+    ]
+
+
+def steps(progress: Document) -> str:
+    """Return how far a job is: ``120/480``; a dash before its first step."""
+    if "step" not in progress:
+        return "-"
+    return f"{progress['step']}/{progress.get('steps', '?')}"
+
+
+def describe(job: Document) -> str:
+    """Return one job in a few lines."""
+    head = f"{job['name']}  {job['id']}  {job['state']}" + (f": {job['reason']}" if job["reason"] else "")
+    method = fields(_flat(job["spec"]["method"]))
+    lines = [head, f"  method    {method}", f"  step      {steps(job['progress'])}   restarts {job['restarts']}"]
+    for entry in job.get("transitions", ()):
+        reason = f"   {entry['reason']}" if entry["reason"] else ""
+        lines.append(f"  {clock(entry['time'])}   {entry['state']}{reason}")
+    if job["result"]:
+        lines.append(f"  result    {fields(job['result'].get('metrics') or {})}".rstrip())
+    return "\n".join(lines)
+
+
+def event_line(event: Document) -> str:
+    """Return one event in one line."""
+    data = event["data"]
+    text = f"{data.get('worker')}: {data.get('line')}" if event["kind"] == "log" else fields(_flat(data))
+    return f"{event['seq']:>6}  {clock(event['time'])}  {event['kind']:<10}  {text}"
+
+
+def measurement_line(item: Document) -> str:
+    """Return one measurement in one line."""
+    rest = {name: value for name, value in _flat(item).items() if name not in ("seq", "kind")}
+    return f"{item['kind']:<10}  {fields(rest)}"
+
+
+def _flat(data: Document) -> Document:
+    """Return the fields that are single values."""
+    return {name: value for name, value in data.items() if not isinstance(value, Mapping)}
+
+
+def fields(data: Document) -> str:
+    """Return ``name value`` of each field that says something."""
+    return "  ".join(f"{name} {number(value)}" for name, value in data.items() if value not in (None, "", {}, []))
+
+
+def number(value: object) -> str:
+    """Return a value with as many digits as one reads."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return f"({fields(value)})"
+    return str(value)
+
+
+def clock(time: str) -> str:
+    """Return a time of the API in the reader's own time zone, to the second."""
+    return datetime.fromisoformat(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,116 @@
+"""The server process: uvicorn over the application, with a word in the log when it starts and when it stops."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+from ..service.settings import ServiceSettings
+from ..service.store import Store, StoreError
+from .app import create_app
+from .faults import faults_of, summary
+from .found import erase, write_down
+
+log = logging.getLogger("sampa.serve")
+STREAMS_DEADLINE_S = 3  # whole seconds after which a request still open at the end is cut off
+
+
+class CannotServe(Exception):
+    """Why the server can't start, in one sentence."""
+
+
+def serve_until_stopped(given: Mapping[str, Any], host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM; a second one ends the process at once.
+
+    Args:
+        given: Fields of ServiceSettings.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+
+    Raises:
+        CannotServe: If the settings, the address or the state directory can't be used.
+    """
+    _log_to_stderr()
+    listener = _listen(host, port)
+    try:
+        settings = ServiceSettings(**given)
+        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        store = Store(settings.store_url)
+        store.migrate()  # here, where a store that can't be used is one sentence
+        app = create_app(settings, store)
+        url = _url(listener)
+        write_down(settings.state_dir, url)
+    except ValidationError as error:
+        raise CannotServe(summary(faults_of(ServiceSettings, error))) from error
+    except (OSError, ValueError, StoreError) as error:
+        raise CannotServe(str(error)) from error
+    log.info("serving at %s, state in %s, pid %d", url, settings.state_dir, os.getpid())
+    try:
+        _Server(app).run(sockets=[listener])
+    finally:
+        erase(settings.state_dir)
+    log.info("stopped")
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn that ends open streams first, and leaves at once on the second signal."""
+
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                ws="none",
+                timeout_graceful_shutdown=STREAMS_DEADLINE_S,
+            )
+        )
+        self._ending = app.state.stop
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            os.write(2, b"stopped at once\n")
+            os._exit(128 + sig)
+        self._ending.set()
+        self.should_exit = True
+        log.info("stopping on %s; once more stops at once", signal.Signals(sig).name)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        sentence = f"can't listen on port {port} of {host}: {error.strerror}; choose others with --port and --host"
+        raise CannotServe(sentence) from error
+    listener.set_inheritable(False)
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    """Return where this machine reaches the server."""
+    host, port = listener.getsockname()[:2]
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}"
+
+
+def _log_to_stderr() -> None:
+    """Write what we and others have to say to stderr; of requests and migrations, only what went wrong."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("sampa").setLevel(logging.INFO)

@@ -1,0 +1,117 @@
+"""``sampa train``: one job here, without the service: the same run, its files, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..service.specs import JobSpec
+
+if TYPE_CHECKING:
+    from ..workers.reports import Report
+
+FAILED = 1
+"""Exit code of a run that ended without its model."""
+
+
+def train_here(spec: JobSpec, out: Path, code: Path | None, ray_address: str | None) -> int:
+    """Train ``spec`` into ``out`` on a local Ray, or on the one at ``ray_address``; resume if it was begun there.
+
+    Leaves result.json, model.safetensors, events.jsonl and checkpoints in ``out``. Returns the exit code.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True)
+    with _connected(code, ray_address), (out / "events.jsonl").open("a") as file, _Display(console) as display:
+        from ..workers.trainer import train
+
+        def take(reports: Sequence[Report]) -> None:
+            for report in reports:
+                line = {"time": datetime.now(UTC).isoformat(), "kind": report.kind, "data": report.data}
+                file.write(json.dumps(line) + "\n")
+                display.show(report)
+            file.flush()
+
+        outcome = train(spec, out, on_reports=take)
+    if not outcome.succeeded:
+        console.print(f"{spec.name} failed: {outcome.reason}", style="red", markup=False, soft_wrap=True)
+        return FAILED
+    console.print(f"{spec.name}: {_summary(outcome.result)}; the model is in {out / 'model.safetensors'}", markup=False)
+    return 0
+
+
+class _Display:
+    """Shows how a run goes: a bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._console = console
+        self._progress = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=console)
+        self._bar = self._progress.add_task("starting workers", total=None, numbers="")
+
+    def __enter__(self) -> _Display:
+        if self._console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def show(self, report: Report) -> None:
+        data = report.data
+        if report.kind == "task":
+            steps = data["steps"]
+            assert isinstance(steps, int)
+            self._progress.update(self._bar, description="training", total=steps)
+        elif report.kind == "metrics":
+            step = data["step"]
+            assert isinstance(step, int)
+            self._progress.update(self._bar, completed=step, numbers=f"loss {data['loss']:.4f}")
+        elif report.kind == "evaluation":
+            words = [
+                f"{name} {value:.4f}" for name, value in data.items() if isinstance(value, float) and name != "epoch"
+            ]
+            self._console.print(f"step {data['step']}, {data['split']}: {', '.join(words)}", markup=False)
+        elif report.kind == "elastic" and data["cause"] != "start":
+            line = f"{data['cause']} at step {data['step']}: {data['steps_lost']} steps lost {data['detail']}"
+            self._console.print(line, style="yellow", markup=False)
+        elif report.kind == "log":
+            self._console.print(f"{data['worker']}: {data['line']}", style="dim", markup=False)
+
+
+def _summary(result: Mapping[str, object]) -> str:
+    metrics = result["metrics"]
+    assert isinstance(metrics, dict)
+    test = metrics["final"].get("test") or {}
+    accuracy = f"test accuracy {test['accuracy']:.4f}, " if "accuracy" in test else ""
+    return f"{accuracy}{result['steps']} steps in {result['seconds']} s"
+
+
+@contextmanager
+def _connected(code: Path | None, ray_address: str | None) -> Iterator[None]:
+    """Be connected to a Ray: a local one that ends with us, or the one at the address."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    import ray
+
+    environment = {"working_dir": str(code.absolute())} if code else {}
+    ray.init(
+        address=ray_address or "local",
+        runtime_env=environment,
+        log_to_driver=False,
+        logging_level="warning",
+        include_dashboard=False if ray_address is None else None,
+    )
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        ray.shutdown()

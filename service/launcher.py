@@ -1,0 +1,120 @@
+"""Ray's Jobs API, over HTTP: the process that calls it needs no Ray of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import httpx
+
+OVER = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})  # what Ray calls a submission whose process has ended
+
+
+class Launcher(Protocol):
+    """What the reconciler needs of Ray; ``RayJobs`` says what each does."""
+
+    def submit(self, submission_id: str, entrypoint: str, env: Mapping[str, str]) -> None: ...
+    def status(self, submission_id: str) -> str | None: ...
+    def stop(self, submission_id: str) -> None: ...
+    def reachable(self) -> bool: ...
+    def close(self) -> None: ...
+
+
+class NoRay(Exception):
+    """There is no Ray that could be asked."""
+
+
+class RayUnreachable(NoRay):
+    def __init__(self, url: str, cause: str) -> None:
+        self.url, self.cause = url, cause
+        super().__init__(
+            f"Ray's Jobs API at {url} doesn't answer ({cause}); jobs keep their state until it does. "
+            "Check that the Ray cluster is up and that its dashboard is at this address"
+        )
+
+
+class LaunchRefused(Exception):
+    def __init__(self, url: str, status: int, answer: str) -> None:
+        self.url, self.status, self.answer = url, status, answer
+        super().__init__(f"Ray at {url} refused a request with {status}: {answer}")
+
+
+class RayJobs:
+    """The Jobs API of one Ray cluster; may be shared between threads.
+
+    Args:
+        url: Where the cluster's dashboard is, like ``http://127.0.0.1:8265``.
+        token: Of a cluster that asks for one; see ``find_token``.
+        timeout_s: After which an answer counts as missing.
+    """
+
+    def __init__(self, url: str, token: str | None = None, timeout_s: float = 15.0) -> None:
+        self.url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False)
+
+    def submit(self, submission_id: str, entrypoint: str, env: Mapping[str, str]) -> None:
+        """Start a process on the head node, once for each id: repeating it is not an error and starts nothing.
+
+        Raises:
+            RayUnreachable: If Ray doesn't answer; it may or may not have started the process.
+            LaunchRefused: If Ray answers that it won't.
+        """
+        body = {
+            "entrypoint": entrypoint,
+            "submission_id": submission_id,
+            "entrypoint_num_cpus": 0,
+            "runtime_env": {"env_vars": dict(env)},
+        }
+        response = self._request("POST", "/api/jobs/", json=body)
+        if response.is_error and f"{submission_id} already exists" not in response.text:
+            raise self._refused(response)
+
+    def status(self, submission_id: str) -> str | None:
+        """Return PENDING, RUNNING or one of ``OVER``; None when Ray doesn't know the id. Raises as ``submit`` does."""
+        response = self._request("GET", f"/api/jobs/{submission_id}")
+        if response.status_code == httpx.codes.NOT_FOUND:
+            return None
+        if response.is_error:
+            raise self._refused(response)
+        return str(response.json()["status"])
+
+    def stop(self, submission_id: str) -> None:
+        """Ask Ray to end the process: SIGTERM, then SIGKILL; no error if there is none. Raises as ``submit`` does."""
+        response = self._request("POST", f"/api/jobs/{submission_id}/stop")
+        if response.is_error and response.status_code != httpx.codes.NOT_FOUND:
+            raise self._refused(response)
+
+    def reachable(self) -> bool:
+        """Say whether the Jobs API answers and accepts our token."""
+        try:
+            return self._request("GET", "/api/version").is_success
+        except RayUnreachable:
+            return False
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._http.close()
+
+    def _request(self, method: str, path: str, json: object = None) -> httpx.Response:
+        try:
+            return self._http.request(method, path, json=json)
+        except httpx.HTTPError as error:
+            raise RayUnreachable(self.url, str(error) or type(error).__name__) from error
+
+    def _refused(self, response: httpx.Response) -> LaunchRefused:
+        lines = response.text.strip().splitlines()
+        return LaunchRefused(self.url, response.status_code, lines[-1] if lines else response.reason_phrase)
+
+
+def find_token(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return the token for a Ray cluster that is not ours, from where Ray itself looks for it, in Ray's order."""
+    if token := environment.get("RAY_AUTH_TOKEN"):
+        return token
+    path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    try:
+        return path.read_text().strip() or None
+    except OSError:
+        return None

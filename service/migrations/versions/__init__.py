@@ -1,0 +1,1 @@
+"""One module for each layout; never changed once it has been released."""

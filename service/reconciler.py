@@ -1,0 +1,191 @@
+"""What makes the stored jobs and Ray agree: starts queued jobs, watches their runners, starts vanished ones again.
+
+``decide`` says what is to be done about one job, from what the store and Ray know; ``Reconciler`` does it. Every move
+it makes is conditional on the attempt it looked at, so several reconcilers may work on one store, a cancel or a finish
+in between wins, and a pass may be cut off at any point: the next one finds the rest still to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from enum import StrEnum
+
+from .launcher import OVER, Launcher, LaunchRefused, NoRay
+from .records import Job, MoveRefused, StoreUnavailable, Superseded
+from .settings import ATTEMPT_VARIABLE, STATE_DIR_VARIABLE, STORE_URL_VARIABLE, ServiceSettings
+from .states import OCCUPYING, State
+from .store import Store
+
+LOSSES_ALLOWED = 10
+"""How often a job is started again since its whole cluster was lost. That is no fault of the job and so doesn't count
+against its ``max_restarts``; but a job that itself brings its cluster down must end some time."""
+
+log = logging.getLogger(__name__)
+
+
+class Decision(StrEnum):
+    """What is to be done about one job."""
+
+    KEEP = "nothing"
+    SUBMIT = "hand its runner to Ray"
+    NOTE_LAUNCH = "write down that Ray has its runner"
+    RESTART = "start a new runner, since the last one vanished"
+    RESUBMIT = "start a new runner, since the cluster of the last one is gone"
+    GIVE_UP = "fail it: its runner vanished too often"
+    STOP = "ask Ray to end its runner"
+    END = "write down that its runner has ended, as it was asked to"
+
+
+def decide(job: Job, ray_says: str | None) -> Decision:
+    """Return what to do about a job that occupies a place, from Ray's word on the runner of its attempt.
+
+    Ray keeps what it knows of a submission as long as the cluster lives. So a runner that Ray doesn't know was never
+    handed over, if we have no note of that, or went down with its cluster.
+    """
+    gone = ray_says is None or ray_says in OVER
+    if job.state is State.CANCELLING:
+        return Decision.END if gone else Decision.STOP
+    if job.state is State.PAUSING:
+        return Decision.END if gone else Decision.KEEP
+    launched = job.launched or job.state is State.RUNNING
+    if not gone:
+        return Decision.KEEP if launched else Decision.NOTE_LAUNCH
+    if ray_says is None and not launched:
+        return Decision.SUBMIT
+    if ray_says is None:
+        return Decision.RESUBMIT if job.losses < LOSSES_ALLOWED else Decision.GIVE_UP
+    return Decision.RESTART if job.restarts < job.spec.max_restarts else Decision.GIVE_UP
+
+
+def submission_id(job: Job) -> str:
+    """Return the name under which Ray knows the runner of this attempt."""
+    return f"sampa-{job.id}-{job.attempt}"
+
+
+class Reconciler:
+    """Works through the jobs, one pass after the other; one thread, beside which others may call wake and health."""
+
+    def __init__(self, store: Store, launcher: Launcher, settings: ServiceSettings) -> None:
+        self._store, self._launcher, self._settings = store, launcher, settings
+        self._awake = threading.Event()
+        self._health = {"ray": "not looked at yet", "reconciler": "not started"}
+
+    def run(self, stop: threading.Event) -> None:
+        """Make passes until told to stop; what goes wrong in one is logged, shown by ``health``, and tried again."""
+        while not stop.is_set():
+            self._awake.clear()
+            self._note("reconciler", self._try_step())
+            self._awake.wait(self._settings.poll_s)
+        self._note("reconciler", "stopped")
+
+    def wake(self) -> None:
+        """Let the next pass begin at once: something has changed, or ``run`` is to stop."""
+        self._awake.set()
+
+    def health(self) -> dict[str, str]:
+        """Return, for Ray and for the reconciler itself, "ok" or one sentence."""
+        return dict(self._health)
+
+    def step(self) -> None:
+        """Make one pass: end what was cancelled, look after what runs, start what waits. Without Ray, do nothing."""
+        self._note("ray", self._pass())
+
+    def _pass(self) -> str:
+        """Return how Ray behaved: "ok" or one sentence. What it refuses for one job doesn't keep it from the others."""
+        try:
+            if not self._launcher.reachable():
+                return "does not answer; jobs keep their state until it does"
+            occupying = self._store.jobs(OCCUPYING, limit=10_000)
+            cancelled_first = sorted(occupying, key=lambda job: job.state is not State.CANCELLING)
+            words = [_unless_refused(self._look_after, job) for job in cancelled_first]
+            while (job := self._store.claim(self._settings.max_running)) is not None:
+                words.append(_unless_refused(self._launch, job))
+        except NoRay as error:
+            return str(error)
+        return next((word for word in words if word != "ok"), "ok")
+
+    def _try_step(self) -> str:
+        try:
+            self.step()
+        except StoreUnavailable as error:
+            return str(error)
+        except Exception as error:
+            log.exception("a pass of the reconciler failed; the next one tries again")
+            return f"its last pass failed with {type(error).__name__}: {error}"
+        return "ok"
+
+    def _look_after(self, job: Job) -> None:
+        ray_says = self._launcher.status(submission_id(job))
+        # refused if the job has moved since we read it: a runner that ended well, a cancel, another reconciler
+        with suppress(MoveRefused, Superseded):
+            self._do(decide(job, ray_says), job, ray_says)
+
+    def _do(self, decision: Decision, job: Job, ray_says: str | None) -> None:
+        move = self._store.move
+        match decision:
+            case Decision.STOP:
+                self._launcher.stop(submission_id(job))
+            case Decision.END:
+                ended = State.CANCELLED if job.state is State.CANCELLING else State.PAUSED
+                move(job.id, ended, reason=job.reason, attempt=job.attempt)
+            case Decision.SUBMIT:
+                self._launch(job)
+            case Decision.NOTE_LAUNCH:
+                self._store.mark_launched(job.id, job.attempt)
+            case Decision.RESTART:
+                reason = f"its runner vanished (Ray says {ray_says}); it is started again from its newest checkpoint"
+                self._launch(move(job.id, State.STARTING, reason=reason, attempt=job.attempt, next_attempt=True))
+            case Decision.RESUBMIT:
+                reason = "its Ray cluster was lost; it is started again from its newest checkpoint"
+                self._launch(
+                    move(
+                        job.id, State.STARTING, reason=reason, attempt=job.attempt, next_attempt=True, cluster_lost=True
+                    )
+                )
+            case Decision.GIVE_UP:
+                move(job.id, State.FAILED, reason=_why_given_up(job, ray_says), attempt=job.attempt)
+            case Decision.KEEP:
+                pass
+
+    def _launch(self, job: Job) -> None:
+        """Hand the runner of this attempt to Ray. Cut off anywhere, the next pass does it again under the same id."""
+        env = {
+            STATE_DIR_VARIABLE: str(self._settings.state_dir),
+            STORE_URL_VARIABLE: self._settings.store_url,
+            ATTEMPT_VARIABLE: str(job.attempt),
+        }
+        # exec: the runner itself is the process that Ray watches and ends, with no shell in between
+        entrypoint = f"exec {shlex.quote(sys.executable)} -m sampa.service.runner {job.id}"
+        self._launcher.submit(submission_id(job), entrypoint, env)
+        self._store.mark_launched(job.id, job.attempt)
+
+    def _note(self, part: str, word: str) -> None:
+        if self._health[part] != word:
+            log.log(logging.INFO if word == "ok" else logging.WARNING, "%s: %s", part, word)
+        self._health = {**self._health, part: word}
+
+
+def _unless_refused(work: Callable[[Job], None], job: Job) -> str:
+    try:
+        work(job)
+    except LaunchRefused as error:
+        return str(error)
+    return "ok"
+
+
+def _why_given_up(job: Job, ray_says: str | None) -> str:
+    if ray_says is None:
+        return (
+            f"its Ray cluster was lost {job.losses + 1} times while it ran, and it is not started again; "
+            "look whether the job itself brings the cluster down, for example by its use of memory"
+        )
+    times = "once" if job.restarts == 0 else f"{job.restarts + 1} times"
+    return (
+        f"its runner vanished {times} (Ray says {ray_says}), and max_restarts is {job.spec.max_restarts}; its last log "
+        f"events say why, or Ray's log of the submission {submission_id(job)}. Its newest checkpoint is kept"
+    )

@@ -1,0 +1,154 @@
+"""The tables of the store, and the engine that opens them on SQLite or PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Dialect,
+    Engine,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    create_engine,
+    event,
+    make_url,
+)
+
+BUSY_S = 15.0  # how long a writer of SQLite waits for another one
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware time, stored as ISO 8601 text in UTC of fixed width, so that it sorts on every database."""
+
+    impl = String(32)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> str | None:
+        return None if value is None else value.astimezone(UTC).isoformat(timespec="microseconds")
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else datetime.fromisoformat(value)
+
+
+metadata = MetaData()
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(100), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("key", String(255), unique=True),
+    Column("attempt", Integer, nullable=False),
+    Column("restarts", Integer, nullable=False),
+    Column("losses", Integer, nullable=False),
+    Column("launched", Boolean, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+    Column("started_at", UtcTime),
+    Column("ended_at", UtcTime),
+    Column("progress", JSON, nullable=False),
+    Column("result", JSON(none_as_null=True)),
+    Column("last_event", Integer, nullable=False),
+    Column("version", Integer, nullable=False),
+    Index("jobs_by_age", "created_at", "id"),
+    Index("jobs_by_state", "state", "created_at", "id"),
+    Index("jobs_by_name", "name", "created_at", "id"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("job_id", String(32), ForeignKey("jobs.id"), primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("time", UtcTime, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("data", JSON, nullable=False),
+    Index("events_by_kind", "job_id", "kind", "seq"),
+    sqlite_with_rowid=False,
+)
+
+
+def open_engine(url: str) -> Engine:
+    """Return an engine; connections are made when they are used.
+
+    On SQLite, transactions start with the option ``writes`` as ``BEGIN IMMEDIATE``: one writer at a time, and none
+    that has to give up half-way because another one was faster.
+
+    Raises:
+        ValueError: If the URL is not one of SQLite or PostgreSQL.
+    """
+    parsed = make_url(url)
+    common: dict[str, Any] = {"json_serializer": to_json, "hide_parameters": True, "pool_size": 8, "max_overflow": 32}
+    if parsed.get_backend_name() == "postgresql":
+        driver = parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed
+        return create_engine(driver, pool_pre_ping=True, **common)
+    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
+        raise ValueError(
+            f"the store URL {parsed.render_as_string(hide_password=True)} is neither sqlite:////path/to/file "
+            "nor postgresql://user:password@host/database"
+        )
+    Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    engine = create_engine(parsed, connect_args={"timeout": BUSY_S}, **common)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # BEGIN is ours, see _begin_sqlite
+    _enter_wal(connection)
+    # In write-ahead mode NORMAL survives the death of a process (kill -9) and never corrupts; only a power cut can lose
+    # the last transactions. FULL would cost one fsync for each append.
+    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _enter_wal(connection: sqlite3.Connection) -> None:
+    """Switch to write-ahead mode; SQLite's own waiting doesn't cover two processes that switch a new file at once."""
+    deadline = time.monotonic() + BUSY_S
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def _begin_sqlite(connection: Any) -> None:
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def to_json(value: Any) -> str:
+    """Return compact JSON; a number that is not finite becomes null, since JSON has no word for it."""
+    try:
+        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False, separators=(",", ":"))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

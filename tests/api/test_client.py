@@ -1,0 +1,116 @@
+"""The Python client covers every endpoint and turns every error into one sentence."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sampa.api.client import Client, SampaError, ServerUnreachable
+from sampa.service.settings import ServiceSettings
+from sampa.service.specs import JobSpec
+from sampa.service.states import State
+from sampa.service.store import Job, Store
+
+from .conftest import SPEC, AppTransport, metrics
+
+
+def test_a_job_goes_in_and_its_record_comes_back(client: Client, store: Store) -> None:
+    job = client.submit(SPEC)
+    assert client.job(job["id"])["state"] == "QUEUED"
+    assert [one["id"] for one in client.jobs()] == [job["id"]]
+    assert client.cancel(job["id"])["state"] == "CANCELLED"
+    assert client.live()
+    assert client.ready()["status"] == "ok"
+    assert client.openapi()["info"]["title"] == "sampa"
+
+
+def test_all_pages_are_walked(client: Client, store: Store) -> None:
+    spec = JobSpec.model_validate(SPEC)
+    ids = [store.submit(spec)[0].id for _ in range(203)][::-1]
+    assert [job["id"] for job in client.jobs()] == ids
+    assert [job["id"] for job in client.jobs(limit=201)] == ids[:201]
+    assert [job["id"] for job in client.jobs(["QUEUED"], "digits-sampa", limit=2)] == ids[:2]
+
+
+def test_all_events_and_metrics_are_walked(client: Client, store: Store, running: Job) -> None:
+    store.append(running.id, metrics(range(1, 1201)), attempt=1)
+    assert [event["seq"] for event in client.events(running.id)] == list(range(1, 1204))
+    assert [event["seq"] for event in client.events(running.id, after=1, kinds=["state"])] == [2, 3]
+    assert [item["step"] for item in client.metrics(running.id)] == list(range(1, 1201))
+
+
+def test_a_model_is_written_whole(
+    client: Client, store: Store, running: Job, settings: ServiceSettings, tmp_path: Path
+) -> None:
+    with pytest.raises(SampaError, match="RUNNING"):
+        client.model(running.id, tmp_path / "model.safetensors")
+    assert not list(tmp_path.glob("model*"))
+    source = settings.job_dir(running.id) / "model.safetensors"
+    source.parent.mkdir(parents=True)
+    source.write_bytes(b"x" * 100_000)
+    store.move(running.id, State.SUCCEEDED)
+    assert client.model(running.id, tmp_path / "model.safetensors").read_bytes() == source.read_bytes()
+    assert client.checkpoints(running.id) == []
+
+
+def test_a_problem_is_its_one_sentence(client: Client) -> None:
+    with pytest.raises(SampaError, match=r"method\.rho must be at least 0, but is -1") as caught:
+        client.submit({**SPEC, "method": {"name": "sampa", "rho": -1}})
+    assert caught.value.status == 422
+    assert caught.value.problem["errors"][0]["pointer"] == "/method/rho"
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.status, again.problem) == (str(caught.value), 422, caught.value.problem)
+
+
+def test_a_lost_answer_is_asked_for_again_and_stored_once(transport: AppTransport, token: str, store: Store) -> None:
+    lost: list[Any] = []
+
+    class Losing(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            answer = transport.handle_request(request)
+            if not lost:
+                lost.append(answer)
+                raise httpx.ReadError("connection reset")
+            return answer
+
+    with Client("http://sampa.test", token, transport=Losing()) as losing:
+        job = losing.submit(SPEC)
+    assert len(lost) == 1
+    assert [one.id for one in store.jobs()] == [job["id"]]
+
+
+def test_a_server_that_is_not_there_is_one_sentence() -> None:
+    with Client("http://127.0.0.1:9", "t") as client, pytest.raises(ServerUnreachable, match="no server answers at"):
+        client.live()
+    with Client("http://127.0.0.1:9", "t") as client, pytest.raises(ServerUnreachable):
+        list(client.follow("x", patience_s=0))
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_another_server_is_told_apart(status: int) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(status, text="<html>hello</html>"))
+    with Client("http://x", "t", transport=transport) as client, pytest.raises(SampaError, match="sampa server"):
+        client.job("x")
+
+
+def test_a_stream_that_breaks_is_taken_up_again(
+    transport: AppTransport, token: str, store: Store, running: Job
+) -> None:
+    store.append(running.id, metrics(range(1, 40)), attempt=1)
+    store.move(running.id, State.SUCCEEDED)
+    asked: list[Any] = []
+
+    class Cutting(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            asked.append(int(request.headers["last-event-id"]))
+            answer = transport.handle_request(request)
+            most = 700 if len(asked) < 5 else len(answer.content)
+            return httpx.Response(200, headers=answer.headers, content=answer.content[:most])
+
+    with Client("http://sampa.test", token, transport=Cutting()) as cutting:
+        assert [event["seq"] for event in cutting.follow(running.id)] == list(range(1, 44))
+    assert asked == sorted(set(asked))
+    assert len(asked) == 5

@@ -1,0 +1,223 @@
+"""What the routes of jobs answer when all goes well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sampa.service.settings import ServiceSettings
+from sampa.service.specs import JobSpec
+from sampa.service.states import State
+from sampa.service.store import Job, Store
+
+from .conftest import SPEC, metrics
+from .fakes import IdleReconciler
+from .test_problems import problem
+
+
+def submit_many(store: Store, count: int, name: str = "a") -> list[str]:
+    """Return the ids of new jobs, newest first."""
+    return [store.submit(JobSpec.model_validate({**SPEC, "name": name}))[0].id for _ in range(count)][::-1]
+
+
+def test_a_job_is_created_and_can_be_found(http: httpx.Client, reconciler: IdleReconciler) -> None:
+    answer = http.post("/v1/jobs", json=SPEC)
+    assert answer.status_code == 201
+    job = answer.json()
+    assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert job["state"] == "QUEUED"
+    assert job["spec"]["method"]["lambda"] == 0.2
+    assert reconciler.woken == 1
+    shown = http.get(answer.headers["location"]).json()
+    assert [entry["state"] for entry in shown.pop("transitions")] == ["QUEUED"]
+    assert shown == job
+
+
+def test_a_job_shows_all_its_fields(http: httpx.Client, job: Job) -> None:
+    assert http.get(f"/v1/jobs/{job.id}").json().keys() == {
+        *("id", "name", "state", "reason", "attempt", "restarts", "created_at", "updated_at", "started_at", "ended_at"),
+        *("progress", "transitions", "spec", "result"),
+    }
+
+
+def test_a_spec_that_was_shown_can_be_submitted_again(http: httpx.Client, job: Job) -> None:
+    spec = http.get(f"/v1/jobs/{job.id}").json()["spec"]
+    assert http.post("/v1/jobs", json=spec).json()["spec"] == spec
+
+
+def test_a_repeated_key_returns_the_first_job(http: httpx.Client, store: Store) -> None:
+    headers = {"Idempotency-Key": "once"}
+    first = http.post("/v1/jobs", json=SPEC, headers=headers)
+    again = http.post("/v1/jobs", json=SPEC, headers=headers)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert "idempotency-replayed" not in first.headers
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.headers["location"] == first.headers["location"]
+    assert again.json() == first.json()
+    assert len(store.jobs()) == 1
+
+
+def test_a_key_with_another_body_is_refused(http: httpx.Client, store: Store) -> None:
+    headers = {"Idempotency-Key": "once"}
+    http.post("/v1/jobs", json=SPEC, headers=headers)
+    answer = http.post("/v1/jobs", json={**SPEC, "seed": 1}, headers=headers)
+    assert "once" in problem(answer, 422, "key-reused")["detail"]
+    assert len(store.jobs()) == 1
+
+
+@pytest.mark.parametrize("key", ["", "a b", "x" * 201])
+def test_a_key_that_is_no_key_is_refused(http: httpx.Client, key: str) -> None:
+    answer = http.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": key})
+    assert "Idempotency-Key" in problem(answer, 422, "invalid-request")["detail"]
+
+
+def test_pages_show_every_job_once_while_new_ones_come(http: httpx.Client, store: Store) -> None:
+    expected = submit_many(store, 7)
+    seen: list[str] = []
+    path: str | None = "/v1/jobs?limit=3"
+    while path:
+        answer = http.get(path)
+        seen += [job["id"] for job in answer.json()["items"]]
+        submit_many(store, 1)
+        link = answer.headers.get("link")
+        assert (link is None) == (answer.json()["next"] is None)
+        path = link.split(">")[0].removeprefix("<") if link else None
+    assert seen == expected
+
+
+def test_jobs_are_filtered_by_state_and_name(http: httpx.Client, store: Store) -> None:
+    queued, cancelled = submit_many(store, 2, "mine")
+    submit_many(store, 1, "other")
+    store.cancel(cancelled)
+
+    def ids(**params: Any) -> list[str]:
+        return [job["id"] for job in http.get("/v1/jobs", params=params).json()["items"]]
+
+    assert ids(name="mine") == [queued, cancelled]
+    assert ids(name="mine", state="CANCELLED") == [cancelled]
+    assert ids(name="mine", state=["CANCELLED", "QUEUED"]) == [queued, cancelled]
+    assert ids(state="RUNNING") == []
+
+
+def test_a_cursor_keeps_its_filters(http: httpx.Client, store: Store) -> None:
+    submit_many(store, 3)
+    first = http.get("/v1/jobs", params={"limit": 1, "state": "QUEUED"}).json()
+    answer = http.get("/v1/jobs", params={"limit": 1, "cursor": first["next"]})
+    assert "filters" in problem(answer, 400, "wrong-cursor")["detail"]
+    same = http.get("/v1/jobs", params={"limit": 2, "state": "QUEUED", "cursor": first["next"]})
+    assert len(same.json()["items"]) == 2
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "%%%", "bnVsbA", "WyJ4IiwieSIsInoiXQ", "WzEsMiwzXQ", "é"])
+def test_a_made_up_cursor_is_refused(http: httpx.Client, cursor: str) -> None:
+    problem(http.get("/v1/jobs", params={"cursor": cursor}), 400, "wrong-cursor")
+
+
+def test_a_job_that_has_not_changed_is_not_sent_again(http: httpx.Client, store: Store, job: Job) -> None:
+    etag = http.get(f"/v1/jobs/{job.id}").headers["etag"]
+    same = http.get(f"/v1/jobs/{job.id}", headers={"If-None-Match": f'"other", W/{etag}'})
+    assert (same.status_code, same.content) == (304, b"")
+    store.cancel(job.id)
+    changed = http.get(f"/v1/jobs/{job.id}", headers={"If-None-Match": etag})
+    assert changed.status_code == 200
+    assert changed.headers["etag"] != etag
+
+
+def test_cancelling_twice_is_no_error(http: httpx.Client, job: Job) -> None:
+    first, again = (http.post(f"/v1/jobs/{job.id}/cancel") for _ in range(2))
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert first.json()["state"] == again.json()["state"] == "CANCELLED"
+    assert first.json() == again.json()
+
+
+def test_a_running_job_is_on_its_way_to_cancelled(http: httpx.Client, running: Job) -> None:
+    assert http.post(f"/v1/jobs/{running.id}/cancel").json()["state"] == "CANCELLING"
+    assert http.post(f"/v1/jobs/{running.id}/cancel").json()["state"] == "CANCELLING"
+
+
+def test_a_job_that_has_ended_stays_as_it_is_when_cancelled(http: httpx.Client, store: Store, running: Job) -> None:
+    store.move(running.id, State.SUCCEEDED, result={"steps": 3})
+    answer = http.post(f"/v1/jobs/{running.id}/cancel")
+    assert (answer.status_code, answer.json()["state"]) == (202, "SUCCEEDED")
+
+
+def test_events_come_in_pages_without_gap(http: httpx.Client, store: Store, running: Job) -> None:
+    store.append(running.id, metrics(range(1, 8)), attempt=1)
+    seen, after = [], 0
+    while items := (page := http.get(f"/v1/jobs/{running.id}/events?after={after}&limit=4").json())["items"]:
+        seen += [event["seq"] for event in items]
+        after = page["last"]
+    assert seen == list(range(1, 11))
+    assert after == 10
+
+
+def test_events_are_filtered_by_kind_and_last_says_what_was_looked_at(
+    http: httpx.Client, store: Store, running: Job
+) -> None:
+    store.append(running.id, metrics(range(1, 3)), attempt=1)
+    page = http.get(f"/v1/jobs/{running.id}/events", params={"kind": "state"}).json()
+    assert [event["data"]["state"] for event in page["items"]] == ["QUEUED", "STARTING", "RUNNING"]
+    assert page["last"] == 5
+    page = http.get(f"/v1/jobs/{running.id}/events", params={"kind": "state", "limit": 2}).json()
+    assert page["last"] == 2
+
+
+def test_metrics_are_flat_and_come_in_pages(http: httpx.Client, store: Store, running: Job) -> None:
+    evaluation = ("evaluation", {"step": 2, "epoch": 1, "split": "test", "loss": 0.5, "accuracy": 0.9})
+    store.append(running.id, [*metrics(range(1, 3)), ("log", {"worker": 0, "line": "x"}), evaluation], attempt=1)
+    first = http.get(f"/v1/jobs/{running.id}/metrics", params={"limit": 2}).json()
+    assert [item["step"] for item in first["items"]] == [1, 2]
+    assert first["items"][0] == {"seq": 4, "kind": "metrics", "step": 1, "epoch": 0, "loss": 1.0, "lr": 0.05}
+    rest = http.get(f"/v1/jobs/{running.id}/metrics", params={"after": first["next"]}).json()
+    assert [(item["kind"], item["accuracy"]) for item in rest["items"]] == [("evaluation", 0.9)]
+    assert rest["next"] is None
+
+
+def test_checkpoints_say_whether_they_are_still_there(
+    http: httpx.Client, store: Store, running: Job, settings: ServiceSettings
+) -> None:
+    folder = settings.job_dir(running.id) / "checkpoints"
+    (folder / "2").mkdir(parents=True)
+    written = [("checkpoint", {"step": step, "path": f"checkpoints/{step}", "bytes": 10}) for step in (1, 2)]
+    store.append(running.id, written, attempt=1)
+    items = http.get(f"/v1/jobs/{running.id}/checkpoints").json()["items"]
+    assert [(item["step"], item["available"]) for item in items] == [(1, False), (2, True)]
+
+
+def test_there_is_no_model_before_the_end(http: httpx.Client, running: Job) -> None:
+    document = problem(http.get(f"/v1/jobs/{running.id}/model"), 409, "no-model-yet")
+    assert document["state"] == "RUNNING"
+    assert "RUNNING" in document["detail"]
+
+
+def test_a_failed_job_has_no_model_and_says_why(http: httpx.Client, store: Store, running: Job) -> None:
+    store.move(running.id, State.FAILED, reason="the loss became NaN at step 3")
+    answer = http.get(f"/v1/jobs/{running.id}/model")
+    assert "the loss became NaN at step 3" in problem(answer, 409, "no-model-yet")["detail"]
+
+
+@pytest.fixture
+def trained(store: Store, running: Job, settings: ServiceSettings) -> Path:
+    """The model of a job that has succeeded."""
+    path = settings.job_dir(running.id) / "model.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(range(256)) * 1000)
+    store.move(running.id, State.SUCCEEDED, result={"steps": 3})
+    return path
+
+
+def test_a_model_is_downloaded_whole_or_in_part(http: httpx.Client, running: Job, trained: Path) -> None:
+    answer = http.get(f"/v1/jobs/{running.id}/model")
+    assert answer.content == trained.read_bytes()
+    assert answer.headers["content-disposition"] == 'attachment; filename="digits-sampa.safetensors"'
+    part = http.get(f"/v1/jobs/{running.id}/model", headers={"Range": "bytes=10-19"})
+    assert (part.status_code, part.content) == (206, bytes(range(10, 20)))
+    same = http.get(f"/v1/jobs/{running.id}/model", headers={"If-None-Match": answer.headers["etag"]})
+    assert (same.status_code, same.content) == (304, b"")
+
+
+def test_a_model_that_was_removed_is_gone(http: httpx.Client, running: Job, trained: Path) -> None:
+    trained.unlink()
+    problem(http.get(f"/v1/jobs/{running.id}/model"), 410, "model-gone")

@@ -1,0 +1,149 @@
+"""The Jobs API as the launcher speaks it, with a small server in Ray's place."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sampa.service.launcher import LaunchRefused, RayJobs, RayUnreachable, find_token
+
+TOKEN = "secret"
+
+
+class JobsServer(ThreadingHTTPServer):
+    """Answers as Ray 2.60 does."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), JobsHandler)
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.stops: list[str] = []
+        self.broken: str | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class JobsHandler(BaseHTTPRequestHandler):
+    server: JobsServer
+
+    def do_GET(self) -> None:
+        job_id = self.path.rsplit("/", 1)[-1]
+        if self.headers["Authorization"] != f"Bearer {TOKEN}":
+            self._answer(401, "Unauthorized: Missing authentication token")
+        elif self.server.broken:
+            self._answer(500, self.server.broken)
+        elif self.path == "/api/version":
+            self._answer(200, {"ray_version": "2.60.0"})
+        elif job_id in self.server.jobs:
+            self._answer(200, {**self.server.jobs[job_id], "status": "RUNNING"})
+        else:
+            self._answer(404, f"Job {job_id} does not exist")
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
+        if self.server.broken:
+            self._answer(500, self.server.broken)
+        elif self.path.endswith("/stop"):
+            job_id = self.path.split("/")[-2]
+            self.server.stops.append(job_id)
+            self._answer(200 if job_id in self.server.jobs else 404, {"stopped": True})
+        elif body["submission_id"] in self.server.jobs:
+            trace = f"Traceback ...\nValueError: Job with submission_id {body['submission_id']} already exists. Please"
+            self._answer(500, trace)
+        else:
+            self.server.jobs[body["submission_id"]] = body
+            self._answer(200, {"submission_id": body["submission_id"]})
+
+    def _answer(self, status: int, content: Any) -> None:
+        text = content if isinstance(content, str) else json.dumps(content)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[JobsServer]:
+    with JobsServer() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join(10)
+
+
+@pytest.fixture
+def ray(server: JobsServer) -> Iterator[RayJobs]:
+    ray = RayJobs(server.url, TOKEN, timeout_s=5)
+    yield ray
+    ray.close()
+
+
+def test_a_submission_carries_its_command_and_environment_and_takes_no_processor(
+    ray: RayJobs, server: JobsServer
+) -> None:
+    ray.submit("a-1", "exec true", {"NAME": "value"})
+    assert server.jobs["a-1"] == {
+        "entrypoint": "exec true",
+        "submission_id": "a-1",
+        "entrypoint_num_cpus": 0,
+        "runtime_env": {"env_vars": {"NAME": "value"}},
+    }
+    assert ray.status("a-1") == "RUNNING"
+
+
+def test_submitting_again_is_no_error_and_starts_nothing(ray: RayJobs, server: JobsServer) -> None:
+    ray.submit("a-1", "exec true", {})
+    ray.submit("a-1", "exec false", {})
+    assert [job["entrypoint"] for job in server.jobs.values()] == ["exec true"]
+
+
+def test_an_unknown_submission_has_no_status_and_stopping_it_is_no_error(ray: RayJobs) -> None:
+    assert ray.status("a-1") is None
+    ray.stop("a-1")
+
+
+def test_a_stop_reaches_ray(ray: RayJobs, server: JobsServer) -> None:
+    ray.submit("a-1", "exec true", {})
+    ray.stop("a-1")
+    assert server.stops == ["a-1"]
+
+
+def test_a_refusal_tells_the_last_line_of_rays_answer(ray: RayJobs, server: JobsServer) -> None:
+    server.broken = "Traceback (most recent call last):\n  ...\nTimeoutError: no agent within 10 s\n"
+    for ask in (lambda: ray.submit("a-1", "true", {}), lambda: ray.status("a-1"), lambda: ray.stop("a-1")):
+        with pytest.raises(LaunchRefused, match=r"refused a request with 500: TimeoutError: no agent within 10 s$"):
+            ask()
+    assert not ray.reachable()
+
+
+def test_without_the_right_token_ray_is_not_reachable(server: JobsServer) -> None:
+    ray = RayJobs(server.url, "wrong")
+    assert not ray.reachable()
+    ray.close()
+
+
+def test_a_ray_that_is_away_is_said_to_be(server: JobsServer) -> None:
+    ray = RayJobs("http://127.0.0.1:1", TOKEN, timeout_s=5)
+    assert not ray.reachable()
+    with pytest.raises(RayUnreachable, match="jobs keep their state until it does"):
+        ray.status("a-1")
+    ray.close()
+
+
+def test_a_token_is_looked_for_where_ray_looks(tmp_path: Path) -> None:
+    (tmp_path / "given").write_text("from a path\n")
+    (tmp_path / ".ray").mkdir()
+    path = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "given")}
+    assert find_token({"RAY_AUTH_TOKEN": "from a variable", **path}) == "from a variable"
+    assert find_token(path) == "from a path"
+    assert find_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "missing")}) is None

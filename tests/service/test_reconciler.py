@@ -1,0 +1,361 @@
+"""What the reconciler decides, as a table; and what it does, with a Ray that only keeps a list."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sampa.service import reconciler as reconciler_module
+from sampa.service.launcher import LaunchRefused
+from sampa.service.local_ray import RayNotStarted
+from sampa.service.reconciler import LOSSES_ALLOWED, Decision, Reconciler, decide, submission_id
+from sampa.service.settings import ServiceSettings
+from sampa.service.states import OCCUPYING, State
+from sampa.service.store import Job, Store, StoreUnavailable
+
+from .samples import FakeRay, spec_of, wait_until
+
+STARTING, RUNNING, PAUSING, CANCELLING = State.STARTING, State.RUNNING, State.PAUSING, State.CANCELLING
+
+
+@pytest.fixture
+def ray() -> FakeRay:
+    return FakeRay()
+
+
+@pytest.fixture
+def reconciler(store: Store, ray: FakeRay, settings: ServiceSettings) -> Reconciler:
+    return Reconciler(store, ray, settings)
+
+
+def submitted(store: Store, **changes: Any) -> str:
+    return store.submit(spec_of(**changes))[0].id
+
+
+def names(store: Store, *ids: str) -> list[str]:
+    return [submission_id(store.job(job_id)) for job_id in ids]
+
+
+class TestDecide:
+    @pytest.mark.parametrize(
+        ("state", "launched", "ray_says", "decision"),
+        [
+            (STARTING, False, None, Decision.SUBMIT),  # cut off between the claim and the submit
+            (STARTING, False, "PENDING", Decision.NOTE_LAUNCH),  # cut off between the submit and its note
+            (STARTING, False, "RUNNING", Decision.NOTE_LAUNCH),
+            (STARTING, False, "FAILED", Decision.RESTART),
+            (STARTING, True, "PENDING", Decision.KEEP),
+            (STARTING, True, "RUNNING", Decision.KEEP),
+            (STARTING, True, "FAILED", Decision.RESTART),
+            (STARTING, True, "STOPPED", Decision.RESTART),
+            (STARTING, True, "SUCCEEDED", Decision.RESTART),
+            (STARTING, True, None, Decision.RESUBMIT),
+            (RUNNING, True, "RUNNING", Decision.KEEP),
+            (RUNNING, True, "FAILED", Decision.RESTART),
+            (RUNNING, True, "SUCCEEDED", Decision.RESTART),
+            (RUNNING, True, None, Decision.RESUBMIT),
+            (RUNNING, False, "RUNNING", Decision.KEEP),  # it reports, so it was launched
+            (RUNNING, False, None, Decision.RESUBMIT),
+            (PAUSING, True, "RUNNING", Decision.KEEP),
+            (PAUSING, True, "SUCCEEDED", Decision.END),
+            (CANCELLING, True, "RUNNING", Decision.STOP),
+            (CANCELLING, True, "PENDING", Decision.STOP),
+            (CANCELLING, True, "STOPPED", Decision.END),
+            (CANCELLING, True, "FAILED", Decision.END),
+            (CANCELLING, True, None, Decision.END),
+            (CANCELLING, False, None, Decision.END),
+        ],
+    )
+    def test_the_table(self, state: State, launched: bool, ray_says: str | None, decision: Decision) -> None:
+        assert decide(a_job(state=state, launched=launched), ray_says) is decision
+
+    def test_a_vanished_runner_is_given_up_after_its_restarts(self) -> None:
+        assert decide(a_job(restarts=2), "FAILED") is Decision.RESTART
+        assert decide(a_job(restarts=3), "FAILED") is Decision.GIVE_UP
+
+    def test_lost_clusters_do_not_use_up_the_restarts_but_are_bounded_too(self) -> None:
+        assert decide(a_job(restarts=3), None) is Decision.RESUBMIT
+        assert decide(a_job(losses=LOSSES_ALLOWED), "FAILED") is Decision.RESTART
+        assert decide(a_job(losses=LOSSES_ALLOWED), None) is Decision.GIVE_UP
+
+    def test_every_case_has_a_decision(self) -> None:
+        words = [None, "PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"]
+        for state, launched, ray_says in itertools.product(OCCUPYING, [True, False], words):
+            assert isinstance(decide(a_job(state=state, launched=launched), ray_says), Decision)
+
+
+class TestStarting:
+    def test_queued_jobs_start_in_order_and_not_too_many(
+        self, store: Store, ray: FakeRay, reconciler: Reconciler
+    ) -> None:
+        ids = [submitted(store) for _ in range(4)]
+        reconciler.step()
+        reconciler.step()
+        assert ray.started == [f"sampa-{ids[0]}-1", f"sampa-{ids[1]}-1"]
+        assert [store.job(each).state for each in ids] == [STARTING, STARTING, State.QUEUED, State.QUEUED]
+        store.move(ids[0], RUNNING)
+        store.move(ids[0], State.SUCCEEDED)
+        reconciler.step()
+        assert ray.started[2:] == [f"sampa-{ids[2]}-1"]
+
+    def test_a_runner_is_told_its_job_and_where_things_are(
+        self, store: Store, ray: FakeRay, reconciler: Reconciler, settings: ServiceSettings
+    ) -> None:
+        job_id = submitted(store)
+        reconciler.step()
+        [name] = names(store, job_id)
+        assert ray.entrypoints[name] == f"exec {sys.executable} -m sampa.service.runner {job_id}"
+        assert ray.environments[name] == {
+            "SAMPA_STATE_DIR": str(settings.state_dir),
+            "SAMPA_STORE_URL": settings.store_url,
+            "SAMPA_ATTEMPT": "1",
+        }
+
+    def test_a_start_cut_off_before_the_submit_is_made_up_for(
+        self, store: Store, ray: FakeRay, reconciler: Reconciler
+    ) -> None:
+        job_id = submitted(store)
+        store.claim(max_running=2)
+        reconciler.step()
+        assert ray.started == [f"sampa-{job_id}-1"]
+        assert (store.job(job_id).restarts, store.job(job_id).launched) == (0, True)
+
+    def test_a_start_cut_off_after_the_submit_is_only_noted(
+        self, store: Store, ray: FakeRay, reconciler: Reconciler
+    ) -> None:
+        job_id = submitted(store)
+        store.claim(max_running=2)
+        ray.submit(f"sampa-{job_id}-1", "", {})
+        reconciler.step()
+        assert len(ray.started) == 1
+        assert store.job(job_id).launched
+
+    def test_a_job_that_ray_refuses_does_not_keep_the_others_from_starting(
+        self, store: Store, reconciler: Reconciler, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bad, good = submitted(store), submitted(store)
+        accept = ray.submit
+
+        def submit(name: str, entrypoint: str, env: dict[str, str]) -> None:
+            if bad in name:
+                raise LaunchRefused("http://fake", 500, "no agent")
+            accept(name, entrypoint, env)
+
+        monkeypatch.setattr(ray, "submit", submit)
+        reconciler.step()
+        assert ray.started == [f"sampa-{good}-1"]
+        assert "no agent" in reconciler.health()["ray"]
+        monkeypatch.undo()
+        reconciler.step()
+        assert ray.started == [f"sampa-{good}-1", f"sampa-{bad}-1"]
+        assert reconciler.health()["ray"] == "ok"
+
+    def test_reconcilers_on_one_store_start_no_job_twice_and_not_too_many(
+        self, store: Store, ray: FakeRay, settings: ServiceSettings
+    ) -> None:
+        ids = [submitted(store) for _ in range(6)]
+        threads = [threading.Thread(target=Reconciler(store, ray, settings).step) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert sorted(ray.started) == sorted(f"sampa-{each}-1" for each in ids[:2])
+
+
+class TestVanished:
+    @pytest.fixture
+    def job_id(self, store: Store, reconciler: Reconciler) -> str:
+        job_id = submitted(store, max_restarts=2)
+        reconciler.step()
+        store.move(job_id, RUNNING, attempt=1)
+        return job_id
+
+    def test_it_is_started_again_as_the_next_attempt(
+        self, store: Store, ray: FakeRay, reconciler: Reconciler, job_id: str
+    ) -> None:
+        ray.submissions[f"sampa-{job_id}-1"] = "FAILED"
+        reconciler.step()
+        job = store.job(job_id)
+        assert (job.state, job.attempt, job.restarts, job.losses) == (STARTING, 2, 1, 0)
+        assert ray.started[-1] == f"sampa-{job_id}-2"
+        assert ray.environments[f"sampa-{job_id}-2"]["SAMPA_ATTEMPT"] == "2"
+        assert "vanished" in job.reason
+
+    def test_it_fails_after_its_restarts_and_says_how_often_and_where_to_look(
+        self, store: Store, ray: FakeRay, reconciler: Reconciler, job_id: str
+    ) -> None:
+        for attempt in (1, 2, 3):
+            ray.submissions[f"sampa-{job_id}-{attempt}"] = "FAILED"
+            reconciler.step()
+        job = store.job(job_id)
+        assert job.state is State.FAILED
+        assert "vanished 3 times (Ray says FAILED), and max_restarts is 2" in job.reason
+        assert f"sampa-{job_id}-3" in job.reason
+
+    def test_a_lost_cluster_costs_no_restart(
+        self, store: Store, ray: FakeRay, reconciler: Reconciler, job_id: str
+    ) -> None:
+        ray.lose_everything()
+        reconciler.step()
+        job = store.job(job_id)
+        assert (job.state, job.attempt, job.restarts, job.losses) == (STARTING, 2, 0, 1)
+        assert ray.started[-1] == f"sampa-{job_id}-2"
+        assert "cluster was lost" in job.reason
+
+    def test_while_ray_is_away_nothing_is_decided(
+        self, store: Store, ray: FakeRay, reconciler: Reconciler, job_id: str
+    ) -> None:
+        waiting = submitted(store)
+        before = store.job(job_id)
+        ray.up = False
+        reconciler.step()
+        assert store.job(job_id) == before
+        assert store.job(waiting).state is State.QUEUED
+        assert "does not answer" in reconciler.health()["ray"]
+        ray.up = True
+        reconciler.step()
+        assert store.job(waiting).state is STARTING
+        assert reconciler.health()["ray"] == "ok"
+
+    def test_a_runner_that_ends_well_while_ray_is_asked_is_not_restarted(
+        self, store: Store, ray: FakeRay, reconciler: Reconciler, job_id: str
+    ) -> None:
+        ray.submissions[f"sampa-{job_id}-1"] = "SUCCEEDED"
+        ray.on_status = lambda: store.move(job_id, State.SUCCEEDED, attempt=1)
+        reconciler.step()
+        assert store.job(job_id).state is State.SUCCEEDED
+        assert len(ray.started) == 1
+
+    def test_two_reconcilers_that_notice_it_restart_it_once(
+        self, store: Store, ray: FakeRay, settings: ServiceSettings, job_id: str
+    ) -> None:
+        ray.submissions[f"sampa-{job_id}-1"] = "FAILED"
+        barrier = threading.Barrier(2)
+        ray.on_status = lambda: barrier.wait(10)
+        threads = [threading.Thread(target=Reconciler(store, ray, settings).step) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert ray.started == [f"sampa-{job_id}-1", f"sampa-{job_id}-2"]
+        assert store.job(job_id).restarts == 1
+
+
+class TestCancelling:
+    def test_its_runner_is_ended_before_the_job_is(self, store: Store, ray: FakeRay, reconciler: Reconciler) -> None:
+        job_id = submitted(store)
+        reconciler.step()
+        store.cancel(job_id)
+        reconciler.step()
+        assert ray.stopped == [f"sampa-{job_id}-1"]
+        assert store.job(job_id).state is CANCELLING
+        ray.submissions[f"sampa-{job_id}-1"] = "STOPPED"
+        reconciler.step()
+        job = store.job(job_id)
+        assert (job.state, job.reason) == (State.CANCELLED, "cancelled by request")
+
+    def test_one_that_ray_does_not_know_is_cancelled_at_once(
+        self, store: Store, ray: FakeRay, reconciler: Reconciler
+    ) -> None:
+        job_id = submitted(store)
+        store.claim(max_running=2)
+        store.cancel(job_id)
+        reconciler.step()
+        assert store.job(job_id).state is State.CANCELLED
+        assert ray.started == []
+
+    def test_its_place_is_given_to_the_next_in_the_same_pass(
+        self, store: Store, ray: FakeRay, reconciler: Reconciler
+    ) -> None:
+        ids = [submitted(store) for _ in range(3)]
+        reconciler.step()
+        store.cancel(ids[0])
+        ray.submissions[f"sampa-{ids[0]}-1"] = "STOPPED"
+        reconciler.step()
+        assert store.job(ids[2]).state is STARTING
+
+
+class TestRunning:
+    @pytest.fixture
+    def stop(self) -> Iterator[threading.Event]:
+        stop = threading.Event()
+        yield stop
+        stop.set()
+
+    def test_it_wakes_at_once_and_stops_when_told(
+        self, store: Store, ray: FakeRay, settings: ServiceSettings, stop: threading.Event
+    ) -> None:
+        reconciler = Reconciler(store, ray, settings.model_copy(update={"poll_s": 3600.0}))
+        thread = threading.Thread(target=reconciler.run, args=(stop,))
+        thread.start()
+        wait_until(lambda: reconciler.health() == {"ray": "ok", "reconciler": "ok"})
+        job_id = submitted(store)
+        reconciler.wake()
+        wait_until(lambda: store.job(job_id).state is STARTING)
+        stop.set()
+        reconciler.wake()
+        thread.join(30)
+        assert not thread.is_alive()
+        assert reconciler.health()["reconciler"] == "stopped"
+
+    @pytest.mark.parametrize(
+        "error",
+        [StoreUnavailable("sqlite:///x", "gone"), RuntimeError("a bug"), RayNotStarted("no", Path("ray.log"))],
+    )
+    def test_it_survives_whatever_a_pass_raises_and_shows_it(
+        self,
+        store: Store,
+        settings: ServiceSettings,
+        stop: threading.Event,
+        error: Exception,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        failures = iter([error, error])
+
+        class Moody(FakeRay):
+            def reachable(self) -> bool:
+                for each in failures:
+                    raise each
+                return True
+
+        reconciler = Reconciler(store, Moody(), settings)
+        shown: list[str] = []
+        monkeypatch.setattr(reconciler_module.log, "log", lambda _level, _text, _part, word: shown.append(word))
+        thread = threading.Thread(target=reconciler.run, args=(stop,))
+        thread.start()
+        wait_until(lambda: reconciler.health() == {"ray": "ok", "reconciler": "ok"})
+        stop.set()
+        reconciler.wake()
+        thread.join(30)
+        assert any(str(error) in word for word in shown)
+
+
+def a_job(**changes: Any) -> Job:
+    now = datetime.now(UTC)
+    job = Job(
+        id="0123456789ab",
+        name="sample",
+        state=RUNNING,
+        reason="",
+        spec=spec_of(max_restarts=3),
+        attempt=1,
+        restarts=0,
+        losses=0,
+        launched=True,
+        created_at=now,
+        updated_at=now,
+        started_at=None,
+        ended_at=None,
+        progress={},
+        result=None,
+        last_event=1,
+        version=1,
+    )
+    return dataclasses.replace(job, **changes)

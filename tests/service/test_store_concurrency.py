@@ -1,0 +1,202 @@
+"""Many writers at once, and writers that are killed: no event is lost, doubled or out of place."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sampa.service.states import MOVES, State, is_final
+from sampa.service.store import Job, MoveRefused, Store, StoreError, Superseded
+from sqlalchemy.exc import StatementError
+
+from .samples import spec_of, wait_until
+
+APPENDER = """
+import sys
+from sampa.service.store import Store
+store, job_id, writer = Store(sys.argv[1]), sys.argv[2], sys.argv[3]
+for n in range(int(sys.argv[4])):
+    store.append(job_id, [("log", {"writer": writer, "n": n, "part": part}) for part in range(3)], attempt=1)
+"""
+
+MIGRATOR = """
+import sys
+from sampa.service.store import Store
+sys.stdin.readline()
+Store(sys.argv[1]).migrate()
+"""
+
+
+def at_once(*acts: Callable[[], object]) -> list[object]:
+    """Do all in threads that start together; return what each returned or which store error it raised."""
+    barrier = threading.Barrier(len(acts))
+
+    def one(act: Callable[[], object]) -> object:
+        barrier.wait(10)
+        try:
+            return act()
+        except StoreError as error:
+            return error
+
+    with ThreadPoolExecutor(len(acts)) as pool:
+        return list(pool.map(one, acts))
+
+
+def start(store: Store) -> Job:
+    store.submit(spec_of())
+    job = store.claim(max_running=100)
+    assert job is not None
+    return job
+
+
+def assert_whole(store: Store, job_id: str) -> None:
+    """Events are 1, 2, 3 ... to the job's last one, and each state follows from the one before by the table."""
+    job, events = store.job(job_id), store.events(job_id, limit=100_000)
+    assert [event.seq for event in events] == list(range(1, job.last_event + 1))
+    states = [State(event.data["state"]) for event in events if event.kind == "state"]
+    assert states[0] is State.QUEUED
+    assert states[-1] is job.state
+    assert all(after in MOVES[before] for before, after in pairwise(states))
+    assert [state for state in states if is_final(state)] in ([], [job.state])
+
+
+def spawn(code: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdin=subprocess.PIPE, text=True)
+
+
+def ended(processes: Sequence[subprocess.Popen[str]]) -> list[int]:
+    codes = []
+    for process in processes:
+        with process:
+            codes.append(process.wait(60))
+    return codes
+
+
+def test_threads_that_append_to_one_job_leave_no_gap(store: Store) -> None:
+    job = start(store)
+    batches = [[("log", {"thread": t, "n": n}) for n in range(5)] for t in range(8)]
+    at_once(*[lambda b=batch: [store.append(job.id, [e], attempt=1) for e in b] for batch in batches])
+    assert_whole(store, job.id)
+    seen = [(event.data["thread"], event.data["n"]) for event in store.events(job.id, kinds=("log",))]
+    assert sorted(seen) == [(t, n) for t in range(8) for n in range(5)]
+    assert all([n for u, n in seen if u == t] == list(range(5)) for t in range(8))  # each writer's own order is kept
+
+
+def test_processes_that_append_to_one_job_leave_no_gap(store: Store, store_url: str) -> None:
+    job = start(store)
+    assert ended([spawn(APPENDER, store_url, job.id, str(w), "20") for w in range(3)]) == [0, 0, 0]
+    assert_whole(store, job.id)
+    assert len(store.events(job.id, kinds=("log",))) == 3 * 20 * 3
+
+
+def test_a_writer_that_is_killed_leaves_whole_batches_and_no_gap(store: Store, store_url: str) -> None:
+    job = start(store)
+    writer = spawn(APPENDER, store_url, job.id, "w", "100000")
+    wait_until(lambda: store.job(job.id).last_event > 100)
+    writer.send_signal(signal.SIGKILL)
+    assert ended([writer]) == [-signal.SIGKILL]
+    assert_whole(store, job.id)
+    lines = store.events(job.id, kinds=("log",), limit=100_000)
+    assert len(lines) % 3 == 0
+    assert [(e.data["n"], e.data["part"]) for e in lines] == [(i // 3, i % 3) for i in range(len(lines))]
+    store.append(job.id, [("log", {})], attempt=1)  # nothing is locked
+    assert_whole(store, job.id)
+
+
+def test_of_a_cancel_and_a_finish_one_wins(store: Store) -> None:
+    ends = set()
+    for _ in range(20):
+        job = start(store)
+        store.move(job.id, State.RUNNING)
+        finish, cancel = at_once(
+            lambda job=job: store.move(job.id, State.SUCCEEDED, attempt=1), lambda job=job: store.cancel(job.id)
+        )
+        end = store.job(job.id).state
+        assert isinstance(cancel, Job)
+        assert cancel.state is end
+        assert isinstance(finish, MoveRefused) == (end is State.CANCELLING)
+        assert_whole(store, job.id)
+        ends.add(end)
+    assert ends <= {State.CANCELLING, State.SUCCEEDED}
+
+
+def test_one_key_submitted_many_times_at_once_is_one_job(store: Store) -> None:
+    answers = at_once(*[lambda: store.submit(spec_of(), key="k")] * 8)
+    assert sum(created for _, created in answers) == 1  # type: ignore[misc]
+    assert len(store.jobs()) == 1
+
+
+def test_two_submits_at_once_are_two_jobs(store: Store) -> None:
+    at_once(*[lambda: store.submit(spec_of())] * 2)
+    assert len(store.jobs()) == 2
+
+
+def test_claims_at_once_take_each_job_once_and_no_more_than_allowed(store: Store) -> None:
+    for _ in range(6):
+        store.submit(spec_of())
+    claimed = [job.id for job in at_once(*[lambda: store.claim(max_running=4)] * 8) if isinstance(job, Job)]
+    assert len(claimed) == len(set(claimed)) == 4
+
+
+def test_processes_that_migrate_at_once_do_it_once(store_url: str) -> None:
+    processes = [spawn(MIGRATOR, store_url) for _ in range(2)]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert ended(processes) == [0, 0]
+    store = Store(store_url)
+    assert store.reachable()
+    store.close()
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32))
+def test_whatever_is_done_at_once_the_sequence_stays_whole(store: Store, seed: int) -> None:
+    chance = random.Random(seed)
+    job, _ = store.submit(spec_of())
+
+    def something() -> Callable[[], object]:
+        attempt, to = chance.randint(1, 3), chance.choice(list(State))
+        again = to is State.STARTING
+        return chance.choice([
+            lambda: store.append(job.id, [("log", {"line": "x"})] * chance.randint(1, 4), attempt=attempt),
+            lambda: store.move(job.id, to, next_attempt=again, attempt=None if again else attempt),
+            lambda: store.claim(max_running=100),
+            lambda: store.cancel(job.id) if chance.random() < 0.2 else store.job(job.id),
+        ])  # fmt: skip
+
+    for _ in range(6):
+        at_once(*[something() for _ in range(4)])
+    assert_whole(store, job.id)
+
+
+def test_a_superseded_writer_adds_nothing_however_it_races(store: Store) -> None:
+    job = start(store)
+    appended, restarted = at_once(
+        lambda: [store.append(job.id, [("log", {"n": n})], attempt=1) for n in range(50)],
+        lambda: store.move(job.id, State.STARTING, attempt=1, next_attempt=True),
+    )
+    assert isinstance(restarted, Job)
+    events = store.events(job.id)
+    restart = max(event.seq for event in events if event.kind == "state")
+    late = [event for event in events if event.seq > restart]
+    assert late == []
+    assert isinstance(appended, Superseded | list)
+
+
+def test_a_batch_is_written_whole_or_not_at_all(store: Store, tmp_path: Path) -> None:
+    job = start(store)
+    with pytest.raises((StatementError, TypeError), match="not JSON serializable"):
+        store.append(job.id, [("log", {"line": "fine"}), ("log", {"line": tmp_path})], attempt=1)
+    assert store.job(job.id) == job
