@@ -264,3 +264,7 @@ def _json(value: Any) -> str:
 def _fail(sentence: str, code: int) -> NoReturn:
     typer.echo(f"error: {sentence}", err=True)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -65,7 +65,7 @@ class FlatModel:
         self._buffer_slots, self.state = self._lay(buffers, self.parameters)
         self.size = self.state + self._padded(len(EXTRAS))
         self.point = self.vector()
-        self._grads = {}  # type: dict[int, list[Tensor]]
+        self._views: dict[int, list[Tensor]] = {}  # of each vector that has taken gradients
         self._trained = [p for _, p in trained]
         with torch.no_grad():
             for slot, (_, tensor) in zip(self._slots + self._buffer_slots, trained + buffers, strict=True):
@@ -87,9 +87,9 @@ class FlatModel:
     def gather_into(self, vector: Tensor) -> None:
         """Let the next backward pass write its gradient into ``vector``, which is zeroed."""
         vector.zero_()
-        views = self._grads.get(id(vector))
-        if views is None or views[0].untyped_storage().data_ptr() != vector.untyped_storage().data_ptr():
-            views = self._grads[id(vector)] = [slot.of(vector) for slot in self._slots]
+        views = self._views.setdefault(vector.data_ptr(), [])
+        if not views:
+            views += [slot.of(vector) for slot in self._slots]
         for parameter, view in zip(self._trained, views, strict=True):
             parameter.grad = view
 

@@ -71,13 +71,22 @@ class Reporter:
 
     @contextmanager
     def capturing_output(self, worker: str) -> Iterator[None]:
-        """Also report each line that is printed, as ``worker``'s log."""
+        """Also report each line that is printed, as ``worker``'s log; it is sent even if no report follows it."""
 
         def line(text: str) -> None:
             self.report("log", {"worker": worker, "line": text[:_LONGEST_LINE]})
 
-        with redirect_stdout(_Tee(sys.stdout, line)), redirect_stderr(_Tee(sys.stderr, line)):
-            yield
+        over = threading.Event()
+        threading.Thread(target=self._flush_until, args=(over,), name="reports", daemon=True).start()
+        try:
+            with redirect_stdout(_Tee(sys.stdout, line)), redirect_stderr(_Tee(sys.stderr, line)):
+                yield
+        finally:
+            over.set()
+
+    def _flush_until(self, over: threading.Event) -> None:
+        while not over.wait(self._every_s):
+            self.flush()
 
 
 class _Tee(io.TextIOBase):

@@ -24,6 +24,7 @@ import ray
 import ray.train
 from pydantic import JsonValue
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -32,7 +33,9 @@ from .pairs import Member, View
 from .plan import Plan
 from .reports import Report
 
-MAX_FAILURES = 100  # of workers in one run; each costs the steps since the newest checkpoint
+os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # Ray Train's would report what is printed twice
+
+MAX_FAILURES = 20  # of workers in one run; each costs the steps since the newest checkpoint
 _SETTLE_S = 10.0  # seconds that a finished run's actors get to end by themselves
 _ANSWER_S = 60.0  # seconds in which the coordinator answers, or its node is lost
 
@@ -151,9 +154,16 @@ class _Ledger:
         return {"restarts": sum(event["cause"] != "start" for event in self._events), "steps_lost": lost}
 
 
+class _Trainer(DataParallelTrainer):  # type: ignore[misc]
+    """Without Ray Data, whose manager would be one more actor to start for each run."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
+
+
 def _trainer(plan: Plan, size: int, directory: Path, config: dict[str, Any]) -> DataParallelTrainer:
     resources = {"CPU": plan.workers.cpus} | ({"GPU": plan.workers.gpus} if plan.workers.gpus else {})
-    return DataParallelTrainer(
+    return _Trainer(
         _work,
         train_loop_config=config,
         backend_config=_SampaConfig(),

@@ -67,28 +67,16 @@ class Racer:
         """Become one worker of our engine."""
         from sampa.workers.data import TrainingData
         from sampa.workers.engine import Engine
-        from sampa.workers.membership import Seat
-        from sampa.workers.pairs import Hosts
         from sampa.workers.plan import Plan
-        from sampa.workers.trainer import _Meeting
 
         from tests.benchmarks import models
+        from tests.workers.actors import seat_of
 
         plan = Plan.model_validate(plan)
         torch.manual_seed(0)
         built = getattr(models, task)()
         engine = Engine(plan, built, TrainingData(built.train, None, plan), plan.steps)
-        place = Seat(
-            _Meeting(coordinator),
-            seat,
-            run=run,
-            name=f"worker {seat}",
-            node="here",
-            host="127.0.0.1",
-            device=torch.device("cpu"),
-            deadline_s=60,
-            hosts=lambda workers: Hosts(plan.width, paired=plan.method.paired, workers=workers),
-        )
+        place = seat_of(plan, coordinator, seat, run, deadline_s=60)
         engine.start(place.exchange(0))
         self._step = lambda number: engine.advance(place.exchange(number)).seconds
 

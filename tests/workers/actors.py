@@ -7,32 +7,39 @@ from sampa.workers.coordinator import Coordinator
 from sampa.workers.plan import Plan
 
 
+def seat_of(plan, coordinator, number, run, deadline_s=20):
+    """Give a worker of this process its place in a run, as Ray Train's workers get theirs."""
+    import torch
+    from sampa.workers.membership import Seat
+    from sampa.workers.pairs import Hosts
+    from sampa.workers.trainer import _Meeting
+
+    return Seat(
+        _Meeting(coordinator),
+        number,
+        run=run,
+        name=f"worker {number}",
+        node="here",
+        host="127.0.0.1",
+        device=torch.device("cpu"),
+        deadline_s=deadline_s,
+        hosts=lambda workers: Hosts(plan.width, paired=plan.method.paired, workers=workers),
+    )
+
+
 @ray.remote(num_cpus=0)
 class PlainWorker:
     """Hosts one worker of a run at a time."""
 
-    def run(self, plan, coordinator, seat, run, directory):
+    def run(self, plan, coordinator, number, run, directory):
         import torch
         from pyarrow import fs
         from sampa.workers.loop import Storage, Worker
-        from sampa.workers.membership import Seat
-        from sampa.workers.pairs import Hosts
         from sampa.workers.reports import Reporter
-        from sampa.workers.trainer import _Meeting
 
         plan = Plan.model_validate(plan)
         torch.set_num_threads(1)
-        seat = Seat(
-            _Meeting(coordinator),
-            seat,
-            run=run,
-            name=f"worker {seat}",
-            node="here",
-            host="127.0.0.1",
-            device=torch.device("cpu"),
-            deadline_s=20,
-            hosts=lambda workers: Hosts(plan.width, paired=plan.method.paired, workers=workers),
-        )
+        seat = seat_of(plan, coordinator, number, run)
         reporter = Reporter(coordinator.report.remote, ray.get)
         worker = Worker(plan, seat, Storage(fs.LocalFileSystem(), directory), reporter, torch.device("cpu"))
         return worker.run()
