@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,7 +64,8 @@ class _Display:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        if self._console.is_terminal:  # elsewhere, stopping prints an empty line
+            self._progress.stop()
 
     def show(self, report: Report) -> None:
         data = report.data
@@ -100,6 +102,9 @@ def _connected(code: Path | None, ray_address: str | None) -> Iterator[None]:
     """Be connected to a Ray: a local one that ends with us, or the one at the address."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    if ray_address is None:  # whoever reaches a Ray can run code as its owner, so ours asks for a token
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     environment = {"working_dir": str(code.absolute())} if code else {}

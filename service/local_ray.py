@@ -207,7 +207,12 @@ def _environment(token_path: Path) -> dict[str, str]:
     """Return ours, without what would make the new Ray join another one, and with its token."""
     foreign = {"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_CONFIG_JSON_ENV_VAR"}
     kept = {name: value for name, value in os.environ.items() if name not in foreign}
-    return {**kept, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
+    ours = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_path),
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # Ray would wait 30 s for jobs to end, which go on by themselves
+    }
+    return {**kept, **ours}
 
 
 def temp_dir_of(state_dir: Path) -> Path:

@@ -8,9 +8,14 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 
-@pytest.fixture(scope="session")
+def pytest_collection_modifyitems(items):
+    """Run the cheap tests first: those with a real Ray come last."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+
+
+@pytest.fixture(scope="module")
 def ray_cluster():
-    """One local Ray for all tests that train in this process."""
+    """A local Ray for the tests of a module that train in this process; one Ray at a time is enough for a machine."""
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")

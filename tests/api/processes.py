@@ -30,13 +30,13 @@ DEADLINE_S = 30.0
 T = TypeVar("T")
 
 
-def until(look: Callable[[], T | None], what: str, deadline_s: float = DEADLINE_S) -> T:
+def until(look: Callable[[], T | None], what: str, deadline_s: float = DEADLINE_S, every_s: float = 0.01) -> T:
     """Return the first thing that ``look`` finds, or fail at the deadline."""
     deadline = time.monotonic() + deadline_s
     while time.monotonic() < deadline:
         if (found := look()) is not None:
             return found
-        time.sleep(0.01)
+        time.sleep(every_s)
     raise AssertionError(f"waited {deadline_s:g} s for {what}")
 
 
@@ -47,6 +47,7 @@ class ServerProcess:
     state_dir: Path
     ray_url: str | None  # None: a Ray of its own
     port: int = 0
+    variables: dict[str, str] = field(default_factory=dict)  # of its environment, beside ours
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -54,7 +55,8 @@ class ServerProcess:
         options = ["--state-dir", str(self.state_dir), "--port", str(self.port)]
         options += ["--ray-address", self.ray_url] if self.ray_url else []
         with self.log.open("ab") as log:
-            process = subprocess.Popen([*SAMPA, "serve", *options], stderr=log, stdout=log)
+            environment = {**os.environ, **self.variables}
+            process = subprocess.Popen([*SAMPA, "serve", *options], stderr=log, stdout=log, env=environment)
         self.processes.append(process)
         until(lambda: self._live(process), f"an answer of the server; it said {self.log.read_text()}")
         return process

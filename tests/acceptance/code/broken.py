@@ -1,0 +1,3 @@
+"""A module that doesn't import."""
+
+import nowhere_to_be_found  # noqa: F401

@@ -1,0 +1,45 @@
+"""Tasks of a user's own, as workers import them: one that says who trains it, and some with users' mistakes."""
+
+import os
+import time
+
+import torch
+from sampa.workers.task import Task
+from sampa.workers.tasks.digits import build
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+
+def digits(pace_s=0.0, **params):
+    """Digits at a pace that leaves time to act in the middle of it; each worker logs its process."""
+    print(f"pid {os.getpid()}")
+    task = build(**params)
+    task.augment = Pace(pace_s)
+    return task
+
+
+class Pace:
+    """Leaves batches as they are, after a while."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __call__(self, batch, _generator):
+        time.sleep(self.seconds)
+        return batch
+
+
+def one_loss_for_all():
+    return Task(model=nn.Linear(2, 2), train=_rows(32), loss=_mean_loss)
+
+
+def too_small():
+    return Task(model=nn.Linear(2, 2), train=_rows(3))
+
+
+def _rows(count):
+    return torch.zeros(count, 2), torch.zeros(count).long()
+
+
+def _mean_loss(model, batch):
+    return cross_entropy(model(batch[0]), batch[1])

@@ -1,0 +1,114 @@
+"""``sampa train``: one job without the service, with a task from a directory of the user's own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from ..api.processes import SAMPA
+
+pytestmark = pytest.mark.ray
+MODULES = {
+    "my_module.py": """
+        import api
+        from sampa.workers.task import Task
+        from workers.net import make_net
+
+        def build(**params) -> Task:
+            inputs, targets = api.data(**params)
+            return Task(model=make_net(), train=(inputs, targets), test=(inputs, targets), loss=per_sample_loss)
+
+        def per_sample_loss(model, batch):
+            inputs, targets = batch
+            return (model(inputs) - targets).square().sum(-1)
+        """,
+    "api.py": """
+        import torch
+
+        def data(rows):
+            inputs = torch.randn(rows, 3, generator=torch.Generator().manual_seed(0))
+            return inputs, inputs.sum(-1, keepdim=True)
+        """,
+    "workers/__init__.py": "",
+    "workers/net.py": """
+        from torch import nn
+
+        def make_net():
+            return nn.Linear(3, 1)
+        """,
+    "mistaken.py": "import nowhere_to_be_found",
+}
+
+
+def job(entrypoint: str) -> dict[str, Any]:
+    return {
+        "name": "own",
+        "task": {"entrypoint": entrypoint, "params": {"rows": 64}},
+        "method": {"name": "sampa", "rho": 0.05, "lambda": 0.2},
+        "optimizer": {"name": "sgd", "lr": 0.05},
+        "epochs": 5,
+        "batch_size": 16,
+    }
+
+
+class Command:
+    """``sampa train`` in a folder of its own, with a directory of code."""
+
+    def __init__(self, folder: Path, entrypoint: str) -> None:
+        for name, text in MODULES.items():
+            path = folder / "code" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(textwrap.dedent(text))
+        (folder / "JOB.yaml").write_text(yaml.safe_dump(job(entrypoint)))
+        command = [*SAMPA, "train", "JOB.yaml", "--out", "out", "--code", "code"]
+        pipe = subprocess.PIPE
+        self.out = folder / "out"
+        self._process = subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True)
+
+    def ended(self) -> tuple[int, str, str]:
+        """Wait for its end and return exit code, output and errors."""
+        output, errors = self._process.communicate(timeout=120)
+        return self._process.returncode, output, errors
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate(timeout=10)
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Command]]:
+    """Both at the same time, each on a Ray of its own."""
+    started = {name: Command(tmp_path_factory.mktemp(name), f"{name}:build") for name in ("my_module", "mistaken")}
+    yield started
+    for command in started.values():
+        command.end()
+
+
+def test_a_task_of_the_users_own_is_trained(commands: dict[str, Command]) -> None:
+    code, _, errors = commands["my_module"].ended()
+    assert code == 0, errors
+    out = commands["my_module"].out
+    result = json.loads((out / "result.json").read_text())
+    assert (result["state"], result["steps"], result["epochs"]) == ("SUCCEEDED", 20, 5)
+    assert result["metrics"]["final"]["test"]["loss"] < 0.5
+    assert result["spec"]["task"]["entrypoint"] == "my_module:build"
+    assert load_file(out / "model.safetensors")["weight"].shape == (1, 3)
+    kinds = [json.loads(line)["kind"] for line in (out / "events.jsonl").read_text().splitlines()]
+    assert {"task", "metrics", "evaluation", "elastic"} <= set(kinds)
+
+
+def test_a_module_that_fails_to_import_is_one_sentence(commands: dict[str, Command]) -> None:
+    assert commands["mistaken"].ended() == (
+        1,
+        "",
+        "own failed: the module of task mistaken:build failed to import: ModuleNotFoundError: No module named "
+        "'nowhere_to_be_found'; is it in the code directory, and does `python -c 'import mistaken'` work there?\n",
+    )
