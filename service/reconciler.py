@@ -25,6 +25,10 @@ LOSSES_ALLOWED = 10
 """How often a job is started again since its whole cluster was lost. That is no fault of the job and so doesn't count
 against its ``max_restarts``; but a job that itself brings its cluster down must end some time."""
 
+TRAIN_VARIABLES = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+"""What Ray Train gives to all actors of a run. Where the whole job has it, they start in the processes that Ray keeps
+ready for the job, instead of new ones."""
+
 log = logging.getLogger(__name__)
 
 
@@ -81,7 +85,7 @@ class Reconciler:
             self._awake.clear()
             self._note("reconciler", self._try_step())
             self._awake.wait(self._settings.poll_s)
-        self._note("reconciler", "stopped")
+        self._health = {**self._health, "reconciler": "stopped"}
 
     def wake(self) -> None:
         """Let the next pass begin at once: something has changed, or ``run`` is to stop."""
@@ -158,6 +162,7 @@ class Reconciler:
             STATE_DIR_VARIABLE: str(self._settings.state_dir),
             STORE_URL_VARIABLE: self._settings.store_url,
             ATTEMPT_VARIABLE: str(job.attempt),
+            **TRAIN_VARIABLES,
         }
         # exec: the runner itself is the process that Ray watches and ends, with no shell in between
         entrypoint = f"exec {shlex.quote(sys.executable)} -m sampa.service.runner {job.id}"
