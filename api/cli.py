@@ -90,7 +90,9 @@ def train(
     job: JobFile,
     out: Annotated[Path, typer.Option(help="where result.json, model.safetensors and events.jsonl go")],
     code: Annotated[Path | None, typer.Option(help="directory of your own task's module")] = None,
-    ray_address: RayAddress = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Ray cluster to train on, host:port or auto; a local Ray when left out")
+    ] = None,
 ) -> None:
     """Train one job here, without the service."""
     spec = _read(job)

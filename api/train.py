@@ -32,10 +32,15 @@ def train_here(spec: JobSpec, out: Path, code: Path | None, ray_address: str | N
     out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
     with _connected(code, ray_address), (out / "events.jsonl").open("a") as file, _Display(console) as display:
+        from ..workers.reports import Once
         from ..workers.trainer import train
+
+        once = Once()
 
         def take(reports: Sequence[Report]) -> None:
             for report in reports:
+                if not once.is_new(report.kind, report.data):
+                    continue
                 line = {"time": datetime.now(UTC).isoformat(), "kind": report.kind, "data": report.data}
                 file.write(json.dumps(line) + "\n")
                 display.show(report)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
+from ..workers.reports import Once
 from .records import Job, MoveRefused, StoreUnavailable, Superseded
 from .settings import ATTEMPT_VARIABLE, ServiceSettings
 from .states import State
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ..workers.trainer import Outcome
 
 PATIENCE_S = 60.0  # how long the store may be away before the runner gives up, to be started again
-STEPPED = ("metrics", "evaluation", "checkpoint")  # reports that a resumed run may give again for steps it repeats
+REPEATED = ("task", "metrics", "evaluation", "checkpoint")  # kinds of which a resumed run gives some again
 SHOWN = ("epoch", "loss", "lr", "rho", "seconds_per_step", "accuracy")  # what progress shows besides the step
 
 Answer = TypeVar("Answer")
@@ -88,20 +89,19 @@ class Journal:
         job = patiently(lambda: store.job(job_id))
         self._running = job.state is State.RUNNING
         self._progress = job.progress
-        self._described = False
-        self._seen: dict[tuple[str, Any], int] = {}
+        self._once = Once()
         if job.attempt > 1:
             patiently(self._remember)
 
     @property
     def reached(self) -> int:
         """The last step that the store has metrics of; 0 before the first."""
-        return self._seen.get(("metrics", None), 0)
+        return self._once.reached
 
     def add(self, reports: Sequence[Report]) -> None:
         """Write new reports, and the progress they make. Raises Superseded or MoveRefused when the job is not ours."""
         self._enter_running()
-        new = [(report.kind, report.data) for report in reports if self._is_new(report.kind, report.data)]
+        new = [(report.kind, report.data) for report in reports if self._once.is_new(report.kind, report.data)]
         if not new:
             return
         for kind, data in new:
@@ -133,23 +133,10 @@ class Journal:
     def _remember(self) -> None:
         """Read what earlier attempts have reported."""
         after = 0
-        while page := self._store.events(self._job_id, after, kinds=("task", *STEPPED)):
+        while page := self._store.events(self._job_id, after, kinds=REPEATED):
             for event in page:
-                self._is_new(event.kind, event.data)
+                self._once.is_new(event.kind, event.data)
             after = page[-1].seq
-
-    def _is_new(self, kind: str, data: dict[str, Any]) -> bool:
-        """Say whether it has not been reported yet, and remember that it is now."""
-        if kind == "task":
-            known, self._described = self._described, True
-            return not known
-        if kind not in STEPPED:
-            return True
-        series = (kind, data.get("split"))
-        if data["step"] <= self._seen.get(series, -1):
-            return False
-        self._seen[series] = data["step"]
-        return True
 
 
 def advance(progress: dict[str, Any], kind: str, data: dict[str, Any]) -> dict[str, Any]:

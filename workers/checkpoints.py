@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
+from pickle import UnpicklingError
 from typing import Any
 from uuid import uuid4
 
@@ -34,17 +35,20 @@ class Record:
     Attributes:
         seconds: Spent on committed steps.
         window: Losses of the steps since the last report of metrics.
+        told: Reports of metrics and evaluations since the checkpoint before the last, as (kind, data). A runner may
+            die before it has stored what it was told; whoever resumes from the next checkpoint tells it again.
         evaluations: All evaluations so far, each with ``step``, ``epoch``, ``split`` and its metrics.
     """
 
     seconds: float = 0.0
     window: list[float] = field(default_factory=list)
+    told: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was written: its step, its path below the run's directory, its size."""
+    """A checkpoint that is complete: its step, its path below the run's directory, its size."""
 
     step: int
     path: str
@@ -95,20 +99,29 @@ class Checkpoints:
                 f"there, or check its permissions. The checkpoints before it are kept."
             ) from error
         self._drop_old()
-        size = self._fs.get_file_info(str(self._directory / name)).size
-        return Saved(state.step, f"checkpoints/{name}", size)
+        return self.describe(state.step)
+
+    def describe(self, step: int) -> Saved:
+        """Return what there is to say of the checkpoint of ``step``."""
+        name = f"step-{step:09d}.ckpt"
+        return Saved(step, f"checkpoints/{name}", self._fs.get_file_info(str(self._directory / name)).size)
 
     def load_newest(self) -> dict[str, Any] | None:
         """Return the content of the newest checkpoint that can be read, or None if there is none.
 
+        Removes what killed writers left half-written.
+
         Raises:
             CheckpointError: If it is of another plan or model.
         """
+        for name in self._names():
+            if name.startswith(".step-"):
+                self._fs.delete_file(str(self._directory / name))
         for step in sorted(self.steps(), reverse=True):
             try:
                 with self._fs.open_input_file(str(self._directory / f"step-{step:09d}.ckpt")) as file:
                     content: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
-            except (OSError, RuntimeError, EOFError) as error:
+            except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
                 print(f"the checkpoint of step {step} can't be read ({error}); taking the one before it")
                 continue
             self._check(content)
@@ -133,16 +146,13 @@ class Checkpoints:
                 f"another directory, or remove them to start anew"
             )
 
-    def _names(self) -> Iterator[str]:
+    def _names(self) -> list[str]:
         selector = fs.FileSelector(str(self._directory), allow_not_found=True)
-        return (info.base_name for info in self._fs.get_file_info(selector))
+        return [info.base_name for info in self._fs.get_file_info(selector)]
 
     def _drop_old(self) -> None:
         for step in sorted(self.steps())[: -self._keep]:
             self._fs.delete_file(str(self._directory / f"step-{step:09d}.ckpt"))
-        for name in self._names():
-            if name.startswith(".step-"):
-                self._fs.delete_file(str(self._directory / name))
 
     def _make_durable(self, path: str) -> None:
         if isinstance(self._fs, fs.LocalFileSystem):

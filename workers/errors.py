@@ -70,8 +70,8 @@ class WorkerLate(ExchangeError):
 
     def __init__(self, operation: str, step: int, worker: str, waited_s: float) -> None:
         super().__init__(
-            f"{worker} did not answer within {waited_s:.3g} s in the {operation} of step {step}; nothing of step "
-            f"{step} was applied. If steps are slow rather than stuck, raise workers.deadline_s in the job.",
+            f"{worker} did not answer within {waited_s:.3g} s in the {operation} of step {step}; no step that was in "
+            f"flight is applied. If steps are slow rather than stuck, raise workers.deadline_s in the job.",
             operation=operation,
             step=step,
             worker=worker,
@@ -84,7 +84,7 @@ class WorkerLost(ExchangeError):
 
     def __init__(self, operation: str, step: int, worker: str, reason: str) -> None:
         super().__init__(
-            f"{worker} was lost in the {operation} of step {step} ({reason}); nothing of step {step} was applied.",
+            f"{worker} was lost in the {operation} of step {step} ({reason}); no step that was in flight is applied.",
             operation=operation,
             step=step,
             worker=worker,

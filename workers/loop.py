@@ -125,23 +125,18 @@ class Worker:
 
     def _report_metrics(self, done: StepReport, exchange: Exchange) -> None:
         window, self._record.window = self._record.window, []
-        if exchange.rank:
-            return
-        self._reporter.report(
-            "metrics",
-            {
-                "step": done.step + 1,
-                "epoch": round((done.step + 1) / self._per_epoch, 4),
-                "loss": sum(window) / len(window),
-                "perturbed_loss": done.perturbed_loss,
-                "gradient_norm": done.gradient_norm,
-                "lr": done.lr,
-                "rho": done.rho,
-                "seconds_per_step": round(self._record.seconds / (done.step + 1), 6),
-                "seconds": {phase: round(value, 6) for phase, value in done.seconds.items()},
-            },
-            at_once=done.step == 0,
-        )
+        data: dict[str, JsonValue] = {
+            "step": done.step + 1,
+            "epoch": round((done.step + 1) / self._per_epoch, 4),
+            "loss": sum(window) / len(window),
+            "perturbed_loss": done.perturbed_loss,
+            "gradient_norm": done.gradient_norm,
+            "lr": done.lr,
+            "rho": done.rho,
+            "seconds_per_step": round(self._record.seconds / (done.step + 1), 6),
+            "seconds": {phase: round(value, 6) for phase, value in done.seconds.items()},
+        }
+        self._tell("metrics", data, exchange, at_once=done.step == 0)
 
     def _evaluate(self, exchange: Exchange) -> None:
         step = self._engine.state.step
@@ -150,17 +145,23 @@ class Worker:
             entry: dict[str, JsonValue] = {"step": step, "epoch": round(step / self._per_epoch, 4), "split": split}
             entry |= measured
             self._record.evaluations.append(entry)
-            if exchange.rank == 0:
-                self._reporter.report("evaluation", entry)
+            self._tell("evaluation", entry, exchange)
+
+    def _tell(self, kind: str, data: dict[str, JsonValue], exchange: Exchange, *, at_once: bool = False) -> None:
+        self._record.told.append((kind, data))
+        if exchange.rank == 0:
+            self._reporter.report(kind, data, at_once=at_once)
 
     def _save(self, exchange: Exchange) -> None:
-        state = self._engine.state
+        state, record = self._engine.state, self._record
         own = {}
         if state.carried is not None and self._plan.method.perturbs_by_shard:
             own = exchange.collect("checkpoint", state.step, state.carried.own, state.carried.mean)
         if exchange.rank == 0:
-            saved = self._checkpoints.save(state, own, self._record)
+            saved = self._checkpoints.save(state, own, record)
             self._reporter.report("checkpoint", asdict(saved), at_once=True)
+        before_last = state.step - self._plan.checkpoint.every_steps
+        record.told = [(kind, data) for kind, data in record.told if int(str(data["step"])) > before_last]
 
     def _take_state(self, exchange: Exchange) -> None:
         """Begin at the newest checkpoint: the first member reads it and passes it on to the others."""
@@ -196,7 +197,7 @@ class Worker:
         seconds = exchange.highest("transfer of the state", time.monotonic() - lost.at if lost.at else 0.0)
         if exchange.rank:
             return
-        cause = "loss" if view.generation > 1 else "resume" if step else "start"
+        cause = "loss" if view.generation > 1 else "resume" if step or self._reached_before else "start"
         engine, size = self._engine, exchange.hosts.workers
         self._reporter.report(
             "task",
@@ -208,6 +209,10 @@ class Worker:
                 "dtype": str(engine.flat.dtype).removeprefix("torch."),
             },
         )
+        if step:
+            for kind, data in self._record.told:
+                self._reporter.report(kind, data)
+            self._reporter.report("checkpoint", asdict(self._checkpoints.describe(step)))
         self._reporter.report(
             "elastic",
             {

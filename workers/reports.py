@@ -6,7 +6,7 @@ import io
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -29,6 +29,28 @@ class Report:
     data: dict[str, JsonValue]
 
 
+class Once:
+    """Lets every report through once: a run that went back to a checkpoint gives some again, with the same numbers."""
+
+    def __init__(self) -> None:
+        self._steps: dict[tuple[str, object], int] = {}
+
+    @property
+    def reached(self) -> int:
+        """The last step of which metrics came; 0 before the first."""
+        return self._steps.get(("metrics", None), 0)
+
+    def is_new(self, kind: str, data: Mapping[str, Any]) -> bool:
+        """Say whether this has not come yet, and remember that it has now."""
+        if kind not in {"task", "metrics", "evaluation", "checkpoint"}:
+            return True
+        series, step = (kind, data.get("split")), int(data.get("step", 0))
+        if step <= self._steps.get(series, -1):
+            return False
+        self._steps[series] = step
+        return True
+
+
 class Reporter:
     """Gathers a worker's reports and sends them on in bundles, since each sending costs the step time.
 
@@ -44,7 +66,7 @@ class Reporter:
         self._send, self._confirm, self._every_s = send, confirm, every_s
         self._receipt: Any = None
         self._waiting: list[Report] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # sending may print, and what is printed is reported
         self._sent = time.monotonic()
 
     def report(self, kind: str, data: dict[str, JsonValue], *, at_once: bool = False) -> None:

@@ -1,6 +1,6 @@
 """What does a step cost: does SAMPa on two workers give SAM at the price of SGD on this hardware?
 
-    python -m tests.benchmarks.bench_step [--rounds 8] [--out FILE]
+    python -m tests.benchmarks.bench_step [--rounds 15] [--out FILE]
 
 ResNet-56 for 32x32 images, synthetic data, one thread per worker, batch 128 and batch 16. All contestants live in
 Ray actors from the start and take turns in one run, so a machine whose speed drifts treats them alike:
@@ -29,8 +29,8 @@ from pathlib import Path
 import ray
 import torch
 
-BATCHES = {128: 3, 16: 24}  # steps of one turn, about five seconds each
-ROUNDS = 8
+BATCHES = {128: 1, 16: 8}  # steps of one turn: short ones, so that what is compared lies close together
+ROUNDS = 15
 VECTOR_LIMIT = 6
 SGD = {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 
@@ -111,7 +111,7 @@ def plain(size: int, batch: int) -> list:
     return racers
 
 
-def race(batch: int, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[list[dict[str, float]]]]]:
+def race(batch: int, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[tuple[dict[str, float], ...]]]]:
     """Let all contestants take turns; return seconds per step of each turn, and the phases of every step."""
     sampa, sam = {"name": "sampa", "rho": 0.05, "lambda": 0.2}, {"name": "sam", "rho": 0.05}
     pair = plain(2, batch)
@@ -124,14 +124,14 @@ def race(batch: int, rounds: int) -> tuple[dict[str, list[float]], dict[str, lis
     }
     steps = BATCHES[batch]
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    phases: dict[str, list[list[dict[str, float]]]] = {name: [] for name in contestants}
+    phases: dict[str, list[tuple[dict[str, float], ...]]] = {name: [] for name in contestants}
     for number in range(-1, rounds):  # the first round warms up
         for name, racers in contestants.items():
             first = (number + 1) * steps
             done = ray.get([racer.turn.remote(first, steps) for racer in racers])
             if number >= 0:
                 times[name].append(statistics.mean(seconds for seconds, _ in done))
-                phases[name].append([_mean(worker) for _, worker in done])
+                phases[name] += zip(*(worker for _, worker in done), strict=True)
     for racers in contestants.values():
         for racer in racers:
             ray.kill(racer)
@@ -160,11 +160,7 @@ def _peak(shape: dict[str, int]) -> int:
     return peak
 
 
-def _mean(steps: list[dict[str, float]]) -> dict[str, float]:
-    return {phase: statistics.mean(step[phase] for step in steps) for phase in steps[0]}
-
-
-def table(times: dict[str, list[float]], phases: dict[str, list[list[dict[str, float]]]]) -> str:
+def table(times: dict[str, list[float]], phases: dict[str, list[tuple[dict[str, float], ...]]]) -> str:
     """Return the figures of one batch size as Markdown."""
     lines = ["| contestant | ms per step, median | quartiles | / sgd beside |", "| --- | ---: | ---: | ---: |"]
     for name, values in times.items():
@@ -180,19 +176,19 @@ def table(times: dict[str, list[float]], phases: dict[str, list[list[dict[str, f
     return "\n".join(lines)
 
 
-def split(turns: list[list[dict[str, float]]]) -> tuple[float, float, float, float]:
-    """Return seconds of compute, exchange, waiting and update: medians over turns, of the workers' mean.
+def split(steps: list[tuple[dict[str, float], ...]]) -> tuple[float, float, float, float]:
+    """Return seconds of compute, exchange, waiting and update: means over steps, of the workers' mean.
 
-    A step's shortest exchange is that of the worker that came last: the exchange itself. What others spend
+    The shortest exchange of a step is that of the worker that came last: the exchange itself. What the others spend
     beyond it, they wait.
     """
     rows = []
-    for workers in turns:
+    for workers in steps:
         exchange = min(worker["exchange"] for worker in workers)
         waiting = statistics.mean(worker["exchange"] for worker in workers) - exchange
         compute, update = (statistics.mean(worker[phase] for worker in workers) for phase in ("compute", "update"))
         rows.append((compute, exchange, waiting, update))
-    return tuple(statistics.median(column) for column in zip(*rows, strict=True))
+    return tuple(statistics.mean(column) for column in zip(*rows, strict=True))
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import pytest
 from sampa.service import reconciler as reconciler_module
 from sampa.service.launcher import LaunchRefused
 from sampa.service.local_ray import RayNotStarted
-from sampa.service.reconciler import LOSSES_ALLOWED, Decision, Reconciler, decide, submission_id
+from sampa.service.reconciler import LOSSES_ALLOWED, TRAIN_VARIABLES, Decision, Reconciler, decide, submission_id
 from sampa.service.settings import ServiceSettings
 from sampa.service.states import OCCUPYING, State
 from sampa.service.store import Job, Store, StoreUnavailable
@@ -116,6 +116,7 @@ class TestStarting:
             "SAMPA_STATE_DIR": str(settings.state_dir),
             "SAMPA_STORE_URL": settings.store_url,
             "SAMPA_ATTEMPT": "1",
+            **TRAIN_VARIABLES,
         }
 
     def test_a_start_cut_off_before_the_submit_is_made_up_for(
