@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import sys
+import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +16,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..service.specs import JobSpec
+from ..workers.errors import Interrupted
+from ..workers.reports import Once
 
 if TYPE_CHECKING:
     from ..workers.reports import Report
 
+REACH_S = 5.0  # in which a Ray at an address must take the connection
 FAILED = 1
 """Exit code of a run that ended without its model."""
 
@@ -31,27 +34,62 @@ def train_here(spec: JobSpec, out: Path, code: Path | None, ray_address: str | N
     """
     out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
-    with _connected(code, ray_address), (out / "events.jsonl").open("a") as file, _Display(console) as display:
-        from ..workers.reports import Once
-        from ..workers.trainer import train
+    try:
+        with _connected(code, ray_address), _Events(out / "events.jsonl") as events, _Display(console) as display:
+            from ..workers.trainer import train
 
-        once = Once()
+            def take(reports: Sequence[Report]) -> None:
+                for report in filter(events.add, reports):
+                    display.show(report)
 
-        def take(reports: Sequence[Report]) -> None:
-            for report in reports:
-                if not once.is_new(report.kind, report.data):
-                    continue
-                line = {"time": datetime.now(UTC).isoformat(), "kind": report.kind, "data": report.data}
-                file.write(json.dumps(line) + "\n")
-                display.show(report)
-            file.flush()
-
-        outcome = train(spec, out, on_reports=take)
+            outcome = train(spec, out, on_reports=take, reached=events.once.reached)
+    except CutOff as error:
+        return _failed(spec, str(error), console)
     if not outcome.succeeded:
-        console.print(f"{spec.name} failed: {outcome.reason}", style="red", markup=False, soft_wrap=True)
-        return FAILED
+        return _failed(spec, outcome.reason, console)
     console.print(f"{spec.name}: {_summary(outcome.result)}; the model is in {out / 'model.safetensors'}", markup=False)
     return 0
+
+
+def _failed(spec: JobSpec, reason: str, console: Console) -> int:
+    console.print(f"{spec.name} failed: {reason}", style="red", markup=False, soft_wrap=True)
+    return FAILED
+
+
+class CutOff(Exception):
+    """Ray could not be reached, or failed under the run: no fault of the job, which can be resumed."""
+
+
+class _Events:
+    """The file of a run's events: one JSON object per line, each step's once, also when the run is resumed."""
+
+    def __init__(self, path: Path) -> None:
+        self.once = Once()
+        whole = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            with suppress(ValueError):  # a killed run may leave half a line
+                event = json.loads(line)
+                self.once.is_new(event["kind"], event["data"])
+                whole.append(line)
+        aside = path.with_name(f".{path.name}")
+        aside.write_text("".join(f"{line}\n" for line in whole))
+        aside.replace(path)
+        self._file = path.open("a")
+
+    def __enter__(self) -> _Events:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, report: Report) -> bool:
+        """Write a report down, unless it is there already; say whether it was new."""
+        if not self.once.is_new(report.kind, report.data):
+            return False
+        line = {"time": datetime.now(UTC).isoformat(), "kind": report.kind, "data": report.data}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        return True
 
 
 class _Display:
@@ -110,18 +148,35 @@ def _connected(code: Path | None, ray_address: str | None) -> Iterator[None]:
     if ray_address is None:  # whoever reaches a Ray can run code as its owner, so ours asks for a token
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    else:
+        _reach(ray_address)
     import ray
 
     environment = {"working_dir": str(code.absolute())} if code else {}
-    ray.init(
-        address=ray_address or "local",
-        runtime_env=environment,
-        log_to_driver=False,
-        logging_level="warning",
-        include_dashboard=False if ray_address is None else None,
-    )
     try:
+        ray.init(
+            address=ray_address or "local",
+            runtime_env=environment,
+            log_to_driver=False,
+            logging_level="warning",
+            include_dashboard=False if ray_address is None else None,
+        )
         yield
+    except Interrupted as error:
+        raise CutOff(str(error)) from error
+    except (ConnectionError, ray.exceptions.RayError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise CutOff(f"Ray failed ({type(error).__name__}: {first}); the same command goes on from there") from error
     finally:
-        sys.stderr.flush()
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise CutOff if nobody listens at ``host:port``; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except OSError as error:
+        raise CutOff(f"no Ray answers at {address} ({error}); see --ray-address, or leave it out") from error

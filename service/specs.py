@@ -18,7 +18,3 @@ class JobSpec(Plan):
     max_restarts: Annotated[int, Field(ge=0)] = Field(
         3, description="how often a runner that vanished is started again, from the newest checkpoint"
     )
-
-    def plan(self) -> Plan:
-        """Return the training part."""
-        return Plan.model_validate(self.model_dump(by_alias=True, include=set(Plan.model_fields)))

@@ -50,6 +50,15 @@ class MembershipError(RunError):
     """The workers that a run needs did not come together in time."""
 
 
+class Interrupted(RunError):
+    """What the run stands on failed under it: no fault of the task's, and it can be resumed."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(
+            f"the run was interrupted: {cause}; start it again to go on from its newest checkpoint", cause=cause
+        )
+
+
 class RunOver(RunError):
     """The run ended while this worker was waiting for the others."""
 

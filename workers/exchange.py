@@ -116,13 +116,13 @@ class Exchange:
         values[self.rank] = value
         return float(self.add_up(operation, 0, values).max())
 
-    def tell(self, operation: str, value: Any) -> Any:
-        """Return the ``value`` of rank 0, fit for JSON, on every worker."""
+    def tell(self, operation: str, value: Any, root: int = 0) -> Any:
+        """Return the ``value`` of rank ``root``, fit for JSON, on every worker."""
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         length = torch.tensor([len(text)])
-        self.spread(operation, 0, [length], 0)
-        received = text if self.rank == 0 else torch.empty(int(length), dtype=torch.uint8)
-        self.spread(operation, 0, [received], 0)
+        self.spread(operation, 0, [length], root)
+        received = text if self.rank == root else torch.empty(int(length), dtype=torch.uint8)
+        self.spread(operation, 0, [received], root)
         return json.loads(received.numpy().tobytes())
 
     def deal(self, operation: str, step: int, whole: Mapping[int, Tensor], like: Tensor) -> dict[int, Tensor]:

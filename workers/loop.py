@@ -195,6 +195,8 @@ class Worker:
         lost = self._lost or _Loss(None, self._reached_before, "")
         reached = exchange.highest("transfer of the state", max(lost.step, step))
         seconds = exchange.highest("transfer of the state", time.monotonic() - lost.at if lost.at else 0.0)
+        survivor = int(exchange.highest("transfer of the state", exchange.rank + 1.0 if self._lost else 0.0)) - 1
+        reason = exchange.tell("transfer of the state", lost.reason, max(survivor, 0))  # rank 0 may be the newcomer
         if exchange.rank:
             return
         cause = "loss" if view.generation > 1 else "resume" if step or self._reached_before else "start"
@@ -224,7 +226,7 @@ class Worker:
                 "recovery_seconds": round(seconds, 3),
                 "workers_before": 0 if view.generation == 1 else size,
                 "workers_after": size,
-                "detail": lost.reason,
+                "detail": reason,
             },
             at_once=True,
         )

@@ -112,6 +112,10 @@ class Plan(Settings):
         """How many halves of a round there are to hand out."""
         return self.width * (2 if self.method.paired else 1)
 
+    def training_part(self) -> Plan:
+        """Return the plan alone, without what a job adds to it."""
+        return Plan.model_validate(self.model_dump(by_alias=True, include=set(Plan.model_fields)))
+
     def describe_method(self) -> str:
         """Return the method and its settings in one line, for messages."""
         settings: dict[str, Any] = self.method.model_dump(by_alias=True, exclude={"name", "rho_schedule"})

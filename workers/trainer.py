@@ -30,6 +30,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from .coordinator import JOIN_S, Coordinator
+from .errors import Interrupted, RunError, RunOver
 from .pairs import Member, View
 from .plan import Plan
 from .reports import Report
@@ -81,7 +82,7 @@ def train(
         reached: The last step that earlier attempts are known to have committed.
 
     Raises:
-        ray.exceptions.RayError, ray.train.TrainingFailedError: If the infrastructure failed; call again to resume.
+        Interrupted, ray.exceptions.RayError: If the infrastructure failed; call again to resume.
     """
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,7 @@ def train(
         ray.remote(Coordinator).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote(size)
     )
     config = {
-        "plan": Plan.model_validate(plan.model_dump(by_alias=True, include=set(Plan.model_fields))),
+        "plan": plan.training_part(),
         "coordinator": coordinator,
         "run": f"{directory.name}-{attempt}-{uuid4().hex[:8]}",
         "reached": reached,
@@ -188,7 +189,8 @@ def _news(coordinator: Any, run: _Run) -> tuple[list[Report], dict[str, Any] | N
     over = not run.thread.is_alive()
     reports, outcome = ray.get(coordinator.news.remote(0.0 if over else 1.0), timeout=_ANSWER_S)
     if over and outcome is None and not reports:
-        raise run.error or RuntimeError("Ray Train ended the run, but no worker said how; see the workers' logs")
+        why = str(run.error or "Ray Train ended it, but no worker said how").strip().splitlines()[0]
+        raise Interrupted(why) from run.error
     return reports, outcome
 
 
@@ -196,7 +198,6 @@ def _work(config: dict[str, Any]) -> None:
     """What each of Ray Train's workers runs."""
     import torch
 
-    from .errors import RunError, RunOver
     from .loop import Storage, Worker
     from .membership import Seat
     from .pairs import Hosts
@@ -212,7 +213,7 @@ def _work(config: dict[str, Any]) -> None:
     with reporter.capturing_output(name):
         try:
             seat = Seat(
-                _Meeting(coordinator),
+                RemoteMeeting(coordinator),
                 context.get_world_rank(),
                 run=config["run"],
                 name=name,
@@ -239,13 +240,14 @@ def _work(config: dict[str, Any]) -> None:
     ray.get(coordinator.finish.remote(outcome), timeout=_ANSWER_S)
 
 
-class _Meeting:
+class RemoteMeeting:
     """The coordinator actor, called blockingly."""
 
     def __init__(self, coordinator: Any) -> None:
         self._coordinator = coordinator
 
     def join(self, seat: int, member: Member) -> View:
+        """Wait for the next generation; raises as ``Coordinator.join``, or a RayError if the actor is gone."""
         try:
             return ray.get(self._coordinator.join.remote(seat, member), timeout=JOIN_S + 60)  # type: ignore[no-any-return]
         except ray.exceptions.RayTaskError as error:

@@ -184,7 +184,7 @@ def measured(metrics: Sequence[Document]) -> list[Document]:
 
 def unbroken(asked: Document, folder: Path) -> Run:
     """Train a job here, in this thread, without a service, Ray or a break."""
-    plan = JobSpec.model_validate(asked).plan()
+    plan = JobSpec.model_validate(asked).training_part()
     reports: list[Report] = []
     threads = torch.get_num_threads()
     torch.set_num_threads(plan.workers.threads)

@@ -13,7 +13,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from ..api.processes import SAMPA
+from ..api.processes import SAMPA, until
+from .jobs import CODE, Run, measured, spec
 
 pytestmark = pytest.mark.ray
 MODULES = {
@@ -112,3 +113,27 @@ def test_a_module_that_fails_to_import_is_one_sentence(commands: dict[str, Comma
         "own failed: the module of task mistaken:build failed to import: ModuleNotFoundError: No module named "
         "'nowhere_to_be_found'; is it in the code directory, and does `python -c 'import mistaken'` work there?\n",
     )
+
+
+def test_a_killed_run_is_resumed_by_the_same_command(tmp_path: Path, calm: Run) -> None:
+    """With the bits of an unbroken run, and each step's events once."""
+    (tmp_path / "JOB.yaml").write_text(yaml.safe_dump(spec("killed")))
+    command = [*SAMPA, "train", "JOB.yaml", "--out", "out", "--code", str(CODE)]
+    events = tmp_path / "out" / "events.jsonl"
+
+    def seen() -> list[dict[str, Any]]:
+        lines = events.read_text().splitlines() if events.exists() else []
+        return [json.loads(line) for line in lines]
+
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as first:
+        until(lambda: any(event["kind"] == "checkpoint" for event in seen()) or None, "a checkpoint", 60, 0.05)
+        first.kill()
+    assert not (tmp_path / "out" / "model.safetensors").exists(), "it must be killed before its end"
+    with events.open("a") as file:
+        file.write('{"kind": "metr')  # what a kill in the middle of a line leaves
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    whole = seen()
+    causes = [event["data"]["cause"] for event in whole if event["kind"] == "elastic"]
+    assert causes == ["start", "resume"]
+    metrics, evaluations = ([e["data"] for e in whole if e["kind"] == kind] for kind in ("metrics", "evaluation"))
+    Run(measured(metrics), evaluations, load_file(tmp_path / "out" / "model.safetensors")).assert_same(calm)

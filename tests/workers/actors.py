@@ -12,10 +12,10 @@ def seat_of(plan, coordinator, number, run, deadline_s=20):
     import torch
     from sampa.workers.membership import Seat
     from sampa.workers.pairs import Hosts
-    from sampa.workers.trainer import _Meeting
+    from sampa.workers.trainer import RemoteMeeting
 
     return Seat(
-        _Meeting(coordinator),
+        RemoteMeeting(coordinator),
         number,
         run=run,
         name=f"worker {number}",
