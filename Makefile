@@ -23,6 +23,9 @@ lint: $(INSTALLED)  ## format, lint and types
 bench: $(INSTALLED)  ## what a step costs; writes a dated file beside the benchmark
 	$(RUN)/python -m tests.benchmarks.bench_step --out tests/benchmarks/answers/step-$$(date +%F).md
 
+bench-elastic: $(INSTALLED)  ## what it costs when workers come and go; likewise
+	$(RUN)/python -m tests.benchmarks.bench_elastic --out tests/benchmarks/answers/elastic-$$(date +%F).md
+
 install: $(INSTALLED)  ## the virtual environment
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -35,4 +38,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 clean:  ## remove what was built
 	rm -rf $(VENV) build *.egg-info
 
-.PHONY: help demo test lint bench install clean
+.PHONY: help demo test lint bench bench-elastic install clean

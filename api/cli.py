@@ -1,13 +1,14 @@
 """The command line.
 
 It starts fast: what a command needs is imported when the command runs. Exit codes: 0 all went well, 1 the
-followed job failed or was cancelled, 2 the input is wrong, 3 the server can't be reached or can't answer.
+followed job failed or was cancelled, 2 the input is wrong, 3 the server can't be reached or can't answer, 130 Ctrl-C.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 JOB_FAILED, BAD_INPUT, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
 DEFAULT_PORT = 8700
+LOOK_S = 0.5  # between two looks at a job that is waited for
 
 app = typer.Typer(
     help="Train with SAMPa: sharpness-aware minimization at the price of SGD.",
@@ -99,6 +101,40 @@ def train(
     from .train import train_here
 
     raise typer.Exit(train_here(spec, out, code, ray_address))
+
+
+@app.command()
+def drill(
+    job: JobFile,
+    faults: Annotated[
+        str, typer.Option(help="how many at random; all: each once; or a list such as kill:1@60/updating,slow:0@90:2.5")
+    ] = "5",
+    seed: Annotated[int, typer.Option(min=0, help="of what is chosen at random")] = 0,
+    kinds: Annotated[
+        str | None, typer.Option(help="what is chosen from: kill, hang, slow and, with --nodes, node")
+    ] = None,
+    nodes: Annotated[
+        bool, typer.Option("--nodes", help="give each worker a node of its own, which can be lost")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="where drill.json and both runs stay; if left out, only when something is wrong")
+    ] = None,
+    code: Annotated[Path | None, typer.Option(help="directory of your own task's module")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a job calmly and under faults on purpose, and compare the weights bit for bit."""
+    spec = _read(job)
+    from .drill import drill_here
+    from .drill_schedule import DrillRefused
+    from .train import CutOff
+
+    try:
+        failed = drill_here(spec, faults, seed=seed, kinds=kinds, nodes=nodes, out=out, code=code, as_json=as_json)
+    except DrillRefused as error:
+        _fail(str(error), BAD_INPUT)
+    except CutOff as error:
+        _fail(str(error), UNREACHABLE)
+    raise typer.Exit(failed)
 
 
 @app.command()
@@ -217,6 +253,45 @@ def cancel(job_id: JobId, url: Url = None, token: Token = None, state_dir: State
     with _client(url, token, state_dir) as client:
         cancelled = client.cancel(job_id)
     typer.echo(f"job {job_id} {cancelled['state']}")
+
+
+@app.command()
+def pause(
+    job_id: JobId,
+    wait: Annotated[bool, typer.Option("--wait", help="return when it is PAUSED, or has ended")] = False,
+    url: Url = None,
+    token: Token = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Have a job stop at its next step, with a checkpoint; resume goes on from there."""
+    with _client(url, token, state_dir) as client:
+        paused = client.pause(job_id)
+        while wait and paused["state"] == "PAUSING":
+            time.sleep(LOOK_S)
+            paused = client.job(job_id)
+    typer.echo(f"job {job_id} {paused['state']}")
+
+
+@app.command()
+def resume(job_id: JobId, url: Url = None, token: Token = None, state_dir: StateDir = None) -> None:
+    """Queue a paused job again."""
+    with _client(url, token, state_dir) as client:
+        resumed = client.resume(job_id)
+    typer.echo(f"job {job_id} {resumed['state']}")
+
+
+@app.command()
+def resize(
+    job_id: JobId,
+    workers: Annotated[int, typer.Option(min=1, help="at most so many; up to 2 x pairs, or shards")],
+    url: Url = None,
+    token: Token = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Change how many workers a job has at most, while it trains or before; its numbers stay the same."""
+    with _client(url, token, state_dir) as client:
+        resized = client.resize(job_id, workers)
+    typer.echo(f"job {job_id} {resized['state']} with at most {resized['workers']['wanted']} workers")
 
 
 def _read(job: Path) -> JobSpec:

@@ -107,6 +107,18 @@ class Client:
         """Cancel a job and return it; one that has ended stays as it is."""
         return self._json("POST", f"/v1/jobs/{job_id}/cancel")
 
+    def pause(self, job_id: str) -> Document:
+        """Have a job stop at its next step, with a checkpoint, and return it; it is PAUSED a little later."""
+        return self._json("POST", f"/v1/jobs/{job_id}/pause")
+
+    def resume(self, job_id: str) -> Document:
+        """Queue a paused job again and return it."""
+        return self._json("POST", f"/v1/jobs/{job_id}/resume")
+
+    def resize(self, job_id: str, workers: int) -> Document:
+        """Let a job have at most so many workers and return it."""
+        return self._json("POST", f"/v1/jobs/{job_id}/resize", json={"workers": workers})
+
     def events(self, job_id: str, after: int = 0, kinds: Sequence[str] = ()) -> Iterator[Document]:
         """Yield the events that are there now, after a number."""
         while True:

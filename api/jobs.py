@@ -1,8 +1,8 @@
-"""The routes of jobs: submit, list, show, cancel, and what a job has said and left behind."""
+"""The routes of jobs: submit, list, show, steer, and what a job has said and left behind."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -14,6 +14,7 @@ from ..service.settings import ServiceSettings
 from ..service.specs import JobSpec
 from ..service.states import State
 from ..service.store import Event, Job, Store
+from ..workers.ledger import Ledger
 from .models import (
     Answer,
     Checkpoint,
@@ -26,6 +27,7 @@ from .models import (
     Measurement,
     MetricPage,
     MetricQuery,
+    Resize,
     WholeJobAnswer,
     job_answer,
 )
@@ -36,6 +38,7 @@ from .stream import EventStream
 EVERYWHERE = documented("unauthorized", "invalid-request", "internal", "not-ready")
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=EVERYWHERE)
 NO_JOB = documented("no-such-job")
+STEERED = documented("no-such-job", "wrong-state")
 EXAMPLE = {
     "name": "digits-sampa",
     "task": {"entrypoint": "digits", "params": {"label_noise": 0.4}},
@@ -113,14 +116,44 @@ def show(request: Request, job_id: str, known: Annotated[str | None, Header(alia
     job = store.job(job_id)
     if _matches(known, _etag(job)):
         return Response(status_code=304, headers={"ETag": _etag(job)})
-    answer = WholeJobAnswer(**job_answer(job).model_dump(by_alias=True), transitions=store.transitions(job_id))
+    elastic = Ledger(event.data for event in _all_events(store, job_id, "elastic")).totals()
+    past = {"elastic": elastic, "transitions": store.transitions(job_id)}
+    answer = WholeJobAnswer.model_validate({**job_answer(job).model_dump(by_alias=True), **past})
     return _answer(answer, headers={"ETag": _etag(job)})
 
 
 @router.post("/{job_id}/cancel", status_code=202, response_model=JobAnswer, summary="Cancel a job", responses=NO_JOB)
 def cancel(request: Request, job_id: str) -> Response:
     """End a job. Repeating it, or cancelling a job that has ended, changes nothing and returns the job as it is."""
-    job = _store(request).cancel(job_id)
+    return _steered(request, lambda store: store.cancel(job_id))
+
+
+@router.post("/{job_id}/pause", status_code=202, response_model=JobAnswer, summary="Pause a job", responses=STEERED)
+def pause(request: Request, job_id: str) -> Response:
+    """Stop a job at its next step, with a checkpoint from which resume goes on. Repeating it changes nothing."""
+    return _steered(request, lambda store: store.pause(job_id))
+
+
+@router.post("/{job_id}/resume", status_code=202, response_model=JobAnswer, summary="Resume a job", responses=STEERED)
+def resume(request: Request, job_id: str) -> Response:
+    """Queue a paused job again, with the same numbers to come. Repeating it changes nothing."""
+    return _steered(request, lambda store: store.resume(job_id))
+
+
+@router.post(
+    "/{job_id}/resize",
+    status_code=202,
+    response_model=JobAnswer,
+    summary="Resize a job",
+    responses={**STEERED, **documented("malformed-body", "body-too-large", "unsupported-media-type")},
+)
+def resize(request: Request, job_id: str, asked: Resize) -> Response:
+    """Let a job have at most so many workers from its next step on, or when it starts; its numbers don't change."""
+    return _steered(request, lambda store: store.resize(job_id, asked.workers))
+
+
+def _steered(request: Request, act: Callable[[Store], Job]) -> Response:
+    job = act(_store(request))
     request.app.state.reconciler.wake()
     return _answer(job_answer(job), 202, {"Location": f"/v1/jobs/{job.id}", "ETag": _etag(job)})
 

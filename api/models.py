@@ -8,8 +8,10 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from ..service.specs import JobSpec
-from ..service.states import State
+from ..service.states import OCCUPYING, State
 from ..service.store import Event, Job
+from ..workers.plan import Count
+from ..workers.settings import Settings
 
 Data = dict[str, JsonValue]
 
@@ -18,6 +20,13 @@ class Answer(BaseModel):
     """The base of all answers."""
 
     model_config = ConfigDict(from_attributes=True)
+
+
+class WorkerCount(Answer):
+    """How many workers a job has, and is to have."""
+
+    wanted: int = Field(description="at most so many: workers.max of the spec, until the job is resized")
+    now: int = Field(description="in the newest generation that has made a step; 0 where none trains")
 
 
 class JobAnswer(Answer):
@@ -34,6 +43,7 @@ class JobAnswer(Answer):
     started_at: datetime | None
     ended_at: datetime | None
     progress: Data = Field(description="step, steps and others; empty before the first report")
+    workers: WorkerCount = Field(description="changed by resize")
     spec: JobSpec = Field(description="the job as it was asked for, with all defaults")
     result: Data | None = Field(description="what came out; null before the end")
 
@@ -46,9 +56,20 @@ class Transition(Answer):
     time: datetime
 
 
+class Elastic(Answer):
+    """What joins, losses, resizes and resumes have cost, over all attempts."""
+
+    restarts: int = Field(description="how often workers or a runner were lost or paused, and the training went on")
+    steps_lost: int = Field(description="steps that were computed again")
+    samples_replayed: int = Field(description="rows of these steps")
+    recovery_seconds: float = Field(description="how long the training stood still")
+    workers: list[tuple[int, int]] = Field(description="step, and the number of workers from there on")
+
+
 class WholeJobAnswer(JobAnswer):
     """A job with its past."""
 
+    elastic: Elastic = Field(description="the elastic events, summed up")
     transitions: list[Transition] = Field(description="every state it entered, oldest first")
 
 
@@ -64,7 +85,7 @@ class EventAnswer(Answer):
 
     seq: int = Field(description="1, 2, 3 ... for each job, without gap")
     time: datetime
-    kind: str = Field(description="state, task, metrics, evaluation, checkpoint, elastic, log; more may come")
+    kind: str = Field(description="state, task, metrics, evaluation, checkpoint, elastic, resize, log; more may come")
     data: Data = Field(description="what happened; its fields depend on the kind")
 
 
@@ -120,6 +141,12 @@ class Health(Answer):
     checks: dict[str, str]
 
 
+class Resize(Settings):
+    """What a resize asks for."""
+
+    workers: Count = Field(description="at most so many workers; up to 2 x pairs, or shards")
+
+
 Limit = Annotated[int, Field(ge=1, le=1000, description="how many at most")]
 
 
@@ -160,4 +187,6 @@ class MetricQuery(Query):
 
 def job_answer(job: Job) -> JobAnswer:
     """Return a job as lists show it."""
-    return JobAnswer.model_validate(job)
+    training = job.state in OCCUPYING - {State.STARTING}
+    now = job.progress.get("workers", 0) if training else 0
+    return JobAnswer.model_validate({**vars(job), "workers": {"wanted": job.wanted_workers, "now": now}})

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 Document = Mapping[str, Any]
+CHANGES_SHOWN = 6  # the newest changes of workers in the description of a job; events lists all
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -45,6 +46,7 @@ def describe(job: Document) -> str:
     head = f"{job['name']}  {job['id']}  {job['state']}" + (f": {job['reason']}" if job["reason"] else "")
     method = fields(_flat(job["spec"]["method"]))
     lines = [head, f"  method    {method}", f"  step      {steps(job['progress'])}   restarts {job['restarts']}"]
+    lines += workers(job)
     for entry in job.get("transitions", ()):
         reason = f"   {entry['reason']}" if entry["reason"] else ""
         lines.append(f"  {clock(entry['time'])}   {entry['state']}{reason}")
@@ -53,11 +55,47 @@ def describe(job: Document) -> str:
     return "\n".join(lines)
 
 
+def workers(job: Document) -> list[str]:
+    """Return how many workers a job has, and, once there is something to tell, what their changes have cost."""
+    count, elastic = job["workers"], job.get("elastic") or {}
+    lines = [f"  workers   {count['now']} of at most {count['wanted']}"]
+    if len(elastic.get("workers", ())) > 1:
+        newest = [f"{now} from step {step}" for step, now in elastic["workers"][-CHANGES_SHOWN:]]
+        before = ["..."] if len(elastic["workers"]) > CHANGES_SHOWN else []
+        lines += [f"  changes   {', '.join(before + newest)}", f"  cost      {cost(elastic)}"]
+    return lines
+
+
+def cost(elastic: Document) -> str:
+    """Return what one elastic event, or all of them, have cost."""
+    lost, rows = elastic["steps_lost"], elastic["samples_replayed"]
+    pause = f"{number(elastic['recovery_seconds'])} s of standing still"
+    restarts = f"{elastic['restarts']} restarts, " if "restarts" in elastic else ""
+    return f"{restarts}{lost} steps lost ({rows} samples), {pause}"
+
+
 def event_line(event: Document) -> str:
     """Return one event in one line."""
-    data = event["data"]
-    text = f"{data.get('worker')}: {data.get('line')}" if event["kind"] == "log" else fields(_flat(data))
-    return f"{event['seq']:>6}  {clock(event['time'])}  {event['kind']:<10}  {text}"
+    return f"{event['seq']:>6}  {clock(event['time'])}  {event['kind']:<10}  {_text(event['kind'], event['data'])}"
+
+
+def _text(kind: str, data: Document) -> str:
+    match kind:
+        case "log":
+            return f"{data.get('worker')}: {data.get('line')}"
+        case "elastic":
+            return change_line(data)
+        case "resize":
+            return f"at most {data['workers']} workers from now on"
+        case _:
+            return fields(_flat(data))
+
+
+def change_line(elastic: Document) -> str:
+    """Return one elastic event: what happened, and what it has cost."""
+    before, after = elastic["workers_before"], elastic["workers_after"]
+    detail = f"; {elastic['detail']}" if elastic["detail"] else ""
+    return f"{elastic['cause']} at step {elastic['step']}: {before} -> {after} workers, {cost(elastic)}{detail}"
 
 
 def measurement_line(item: Document) -> str:

@@ -21,7 +21,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
-from ..service.store import KeyReused, NoSuchJob, StoreError, StoreUnavailable
+from ..service.specs import JobSpec
+from ..service.store import KeyReused, NoSuchJob, NotNow, StoreError, StoreUnavailable, TooManyWorkers
 from .faults import Fault, faults_in, summary
 
 log = logging.getLogger("sampa.api")
@@ -36,6 +37,7 @@ KINDS: Mapping[str, tuple[int, str]] = {
     "no-such-job": (404, "There is no such job"),
     "method-not-allowed": (405, "This path doesn't take this method"),
     "no-model-yet": (409, "The job has no model"),
+    "wrong-state": (409, "The job's state doesn't allow that"),
     "model-gone": (410, "The job's model is no longer there"),
     "body-too-large": (413, "The body is too large"),
     "unsupported-media-type": (415, "The body must be JSON"),
@@ -99,6 +101,10 @@ def problem_of(request: Request, error: Exception) -> Problem:  # noqa: PLR0911 
             return Problem("no-such-job", str(error))
         case KeyReused():
             return Problem("key-reused", str(error))
+        case NotNow():
+            return Problem("wrong-state", str(error), state=error.state)
+        case TooManyWorkers():
+            return _invalid_body("invalid-request", [Fault(("workers",), str(error))])
         case StoreUnavailable():
             return Problem("not-ready", str(error), headers={"Retry-After": "1"})
         case RequestValidationError():
@@ -154,13 +160,13 @@ def _invalid(request: Request, error: RequestValidationError) -> Problem:
         return _wrong_parameters(request, error)
     model = _body_model(request)
     stripped = [{**one, "loc": one["loc"][1:]} for one in error.errors()]
-    return invalid_job([fault for one in stripped for fault in faults_in(model, one, whole="the body")])
+    kind = "invalid-job" if model is JobSpec else "invalid-request"
+    return _invalid_body(kind, [fault for one in stripped for fault in faults_in(model, one, whole="the body")])
 
 
-def invalid_job(faults: Sequence[Fault]) -> Problem:
-    """Return the problem for a job with these faults."""
+def _invalid_body(kind: str, faults: Sequence[Fault]) -> Problem:
     documents = [{"pointer": fault.pointer, "detail": fault.detail, "hint": fault.hint} for fault in faults]
-    return Problem("invalid-job", _sentence(summary(faults)), faults=documents)
+    return Problem(kind, _sentence(summary(faults)), faults=documents)
 
 
 def _wrong_parameters(request: Request, error: RequestValidationError) -> Problem:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..service.specs import JobSpec
+from ..service.told import Told
 from ..workers.errors import Interrupted
 from ..workers.reports import Once
+from .printing import change_line
 
 if TYPE_CHECKING:
     from ..workers.reports import Report
@@ -25,26 +28,44 @@ if TYPE_CHECKING:
 REACH_S = 5.0  # in which a Ray at an address must take the connection
 FAILED = 1
 """Exit code of a run that ended without its model."""
+STOPPED = 130
+"""Exit code of a run that was told to stop."""
 
 
 def train_here(spec: JobSpec, out: Path, code: Path | None, ray_address: str | None) -> int:
     """Train ``spec`` into ``out`` on a local Ray, or on the one at ``ray_address``; resume if it was begun there.
 
-    Leaves result.json, model.safetensors, events.jsonl and checkpoints in ``out``. Returns the exit code.
+    Leaves result.json, model.safetensors, events.jsonl and checkpoints in ``out``. Ctrl-C or SIGTERM stops it with a
+    checkpoint; a second one ends the process at once. Returns the exit code.
     """
     out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
+    told = Told([signal.SIGINT, signal.SIGTERM], "stopping with a checkpoint; once more stops at once")
+    told.listen()
     try:
         with _connected(code, ray_address), _Events(out / "events.jsonl") as events, _Display(console) as display:
-            from ..workers.trainer import train
+            from ..workers.trainer import Orders, train
+
+            told.listen()  # Ray has put its own in place
 
             def take(reports: Sequence[Report]) -> None:
                 for report in filter(events.add, reports):
                     display.show(report)
 
-            outcome = train(spec, out, on_reports=take, reached=events.once.reached)
+            outcome = train(
+                spec,
+                out,
+                on_reports=take,
+                orders=lambda: Orders(stop=told.stop),
+                reached=events.once.reached,
+                past=[*events.past],
+            )
     except CutOff as error:
         return _failed(spec, str(error), console)
+    if outcome.stopped:
+        where = f"at step {events.saved}" if events.saved else "before its first step"
+        console.print(f"{spec.name}: stopped {where}; the same command goes on from there", markup=False)
+        return STOPPED
     if not outcome.succeeded:
         return _failed(spec, outcome.reason, console)
     console.print(f"{spec.name}: {_summary(outcome.result)}; the model is in {out / 'model.safetensors'}", markup=False)
@@ -61,15 +82,24 @@ class CutOff(Exception):
 
 
 class _Events:
-    """The file of a run's events: one JSON object per line, each step's once, also when the run is resumed."""
+    """The file of a run's events: one JSON object per line, each step's once, also when the run is resumed.
+
+    Attributes:
+        once: What came already.
+        past: Data of the elastic events that were there before.
+        saved: Step of the newest checkpoint; 0 before the first.
+    """
 
     def __init__(self, path: Path) -> None:
         self.once = Once()
+        self.past: list[dict[str, Any]] = []
+        self.saved = 0
         whole = []
         for line in path.read_text().splitlines() if path.exists() else []:
             with suppress(ValueError):  # a killed run may leave half a line
                 event = json.loads(line)
-                self.once.is_new(event["kind"], event["data"])
+                self._note(event["kind"], event["data"])
+                self.past += [event["data"]] if event["kind"] == "elastic" else []
                 whole.append(line)
         aside = path.with_name(f".{path.name}")
         aside.write_text("".join(f"{line}\n" for line in whole))
@@ -84,12 +114,18 @@ class _Events:
 
     def add(self, report: Report) -> bool:
         """Write a report down, unless it is there already; say whether it was new."""
-        if not self.once.is_new(report.kind, report.data):
+        if not self._note(report.kind, report.data):
             return False
         line = {"time": datetime.now(UTC).isoformat(), "kind": report.kind, "data": report.data}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         return True
+
+    def _note(self, kind: str, data: Mapping[str, Any]) -> bool:
+        """Take note of an event; say whether it was new."""
+        if kind == "checkpoint":
+            self.saved = max(self.saved, int(data["step"]))
+        return self.once.is_new(kind, data)
 
 
 class _Display:
@@ -126,8 +162,7 @@ class _Display:
             ]
             self._console.print(f"step {data['step']}, {data['split']}: {', '.join(words)}", markup=False)
         elif report.kind == "elastic" and data["cause"] != "start":
-            line = f"{data['cause']} at step {data['step']}: {data['steps_lost']} steps lost {data['detail']}"
-            self._console.print(line, style="yellow", markup=False)
+            self._console.print(change_line(data), style="yellow", markup=False)
         elif report.kind == "log":
             self._console.print(f"{data['worker']}: {data['line']}", style="dim", markup=False)
 

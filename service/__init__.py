@@ -1,6 +1,6 @@
 """What owns jobs: their specs, states, store, queue, launching and recovery.
 
 Read in this order: specs (what is asked), states (the allowed moves), store (the single truth), launcher
-(Ray's Jobs API), reconciler (what starts, watches and restarts), runner (the process of one job). Nothing in
-this folder knows of HTTP requests; nothing but the runner loads torch.
+(Ray's Jobs API), reconciler (what starts, watches and restarts), runner (the process of one job) with told (how
+it is told to stop). Nothing in this folder knows of HTTP requests; nothing but the runner loads torch.
 """

@@ -11,6 +11,7 @@ import logging
 import shlex
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
@@ -18,7 +19,7 @@ from enum import StrEnum
 from .launcher import OVER, Launcher, LaunchRefused, NoRay
 from .records import Job, MoveRefused, StoreUnavailable, Superseded
 from .settings import ATTEMPT_VARIABLE, STATE_DIR_VARIABLE, STORE_URL_VARIABLE, ServiceSettings
-from .states import OCCUPYING, State
+from .states import OCCUPYING, STOPPED_AS, State
 from .store import Store
 
 LOSSES_ALLOWED = 10
@@ -28,6 +29,12 @@ against its ``max_restarts``; but a job that itself brings its cluster down must
 TRAIN_VARIABLES = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 """What Ray Train gives to all actors of a run. Where the whole job has it, they start in the processes that Ray keeps
 ready for the job, instead of new ones."""
+
+STOP_VARIABLES = {"RAY_JOB_STOP_WAIT_TIME_S": "10"}
+"""How many seconds a runner has, once Ray was asked to end it, to have a checkpoint written; Ray's own default is 3."""
+
+PATIENCE_S = {State.CANCELLING: 10.0, State.PAUSING: 60.0}
+"""After which Ray is asked to end a runner that is to stop: by then it should have seen that by itself, and ended."""
 
 log = logging.getLogger(__name__)
 
@@ -45,17 +52,18 @@ class Decision(StrEnum):
     END = "write down that its runner has ended, as it was asked to"
 
 
-def decide(job: Job, ray_says: str | None) -> Decision:
+def decide(job: Job, ray_says: str | None, for_s: float) -> Decision:
     """Return what to do about a job that occupies a place, from Ray's word on the runner of its attempt.
+
+    ``for_s`` is how long, in seconds, the job is known to be in its state. A runner that is to stop sees that by
+    itself, once it trains; one that has nothing to write yet is ended at once.
 
     Ray keeps what it knows of a submission as long as the cluster lives. So a runner that Ray doesn't know was never
     handed over, if we have no note of that, or went down with its cluster.
     """
     gone = ray_says is None or ray_says in OVER
-    if job.state is State.CANCELLING:
-        return Decision.END if gone else Decision.STOP
-    if job.state is State.PAUSING:
-        return Decision.END if gone else Decision.KEEP
+    if job.state in STOPPED_AS:
+        return Decision.END if gone else _stop_now_or_later(job, for_s)
     launched = job.launched or job.state is State.RUNNING
     if not gone:
         return Decision.KEEP if launched else Decision.NOTE_LAUNCH
@@ -64,6 +72,11 @@ def decide(job: Job, ray_says: str | None) -> Decision:
     if ray_says is None:
         return Decision.RESUBMIT if job.losses < LOSSES_ALLOWED else Decision.GIVE_UP
     return Decision.RESTART if job.restarts < job.spec.max_restarts else Decision.GIVE_UP
+
+
+def _stop_now_or_later(job: Job, for_s: float) -> Decision:
+    has_begun = job.started_at is not None
+    return Decision.KEEP if has_begun and for_s < PATIENCE_S[job.state] else Decision.STOP
 
 
 def submission_id(job: Job) -> str:
@@ -77,6 +90,7 @@ class Reconciler:
     def __init__(self, store: Store, launcher: Launcher, settings: ServiceSettings) -> None:
         self._store, self._launcher, self._settings = store, launcher, settings
         self._awake = threading.Event()
+        self._stopping: dict[str, tuple[State, float]] = {}  # jobs that are to stop: since when, on the monotonic clock
         self._health = {"ray": "not looked at yet", "reconciler": "not started"}
 
     def run(self, stop: threading.Event) -> None:
@@ -106,6 +120,7 @@ class Reconciler:
                 return "does not answer; jobs keep their state until it does"
             occupying = self._store.jobs(OCCUPYING, limit=10_000)
             cancelled_first = sorted(occupying, key=lambda job: job.state is not State.CANCELLING)
+            self._stopping = {job.id: self._since(job) for job in occupying if job.state in STOPPED_AS}
             words = [_unless_refused(self._look_after, job) for job in cancelled_first]
             while (job := self._store.claim(self._settings.max_running)) is not None:
                 words.append(_unless_refused(self._launch, job))
@@ -127,7 +142,13 @@ class Reconciler:
         ray_says = self._launcher.status(submission_id(job))
         # refused if the job has moved since we read it: a runner that ended well, a cancel, another reconciler
         with suppress(MoveRefused, Superseded):
-            self._do(decide(job, ray_says), job, ray_says)
+            _, since = self._since(job)
+            self._do(decide(job, ray_says, time.monotonic() - since), job, ray_says)
+
+    def _since(self, job: Job) -> tuple[State, float]:
+        """Return the job's state and since when it is known to be in it."""
+        known = self._stopping.get(job.id)
+        return known if known is not None and known[0] is job.state else (job.state, time.monotonic())
 
     def _do(self, decision: Decision, job: Job, ray_says: str | None) -> None:
         move = self._store.move
@@ -135,8 +156,7 @@ class Reconciler:
             case Decision.STOP:
                 self._launcher.stop(submission_id(job))
             case Decision.END:
-                ended = State.CANCELLED if job.state is State.CANCELLING else State.PAUSED
-                move(job.id, ended, reason=job.reason, attempt=job.attempt)
+                move(job.id, STOPPED_AS[job.state], reason=job.reason, attempt=job.attempt)
             case Decision.SUBMIT:
                 self._launch(job)
             case Decision.NOTE_LAUNCH:
@@ -163,6 +183,7 @@ class Reconciler:
             STORE_URL_VARIABLE: self._settings.store_url,
             ATTEMPT_VARIABLE: str(job.attempt),
             **TRAIN_VARIABLES,
+            **STOP_VARIABLES,
         }
         # exec: the runner itself is the process that Ray watches and ends, with no shell in between
         entrypoint = f"exec {shlex.quote(sys.executable)} -m sampa.service.runner {job.id}"

@@ -33,8 +33,15 @@ class Job:
     ended_at: datetime | None
     progress: dict[str, Any]
     result: dict[str, Any] | None
+    workers: int | None
+    """The most workers that it is to have, once it was resized; None: as its spec says."""
     last_event: int
     version: int
+
+    @property
+    def wanted_workers(self) -> int:
+        """The most workers that it is to have."""
+        return self.workers or self.spec.max_workers
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,25 @@ class MoveRefused(StoreError):
             "it has ended; submit it again as a new job" if is_final(current) else "read its state and decide anew"
         )
         super().__init__(f"job {job_id} is {current} and can't become {to}; {what_to_do}")
+
+
+class NotNow(StoreError):
+    def __init__(self, job_id: str, state: State, asked: str) -> None:
+        self.job_id, self.state, self.asked = job_id, state, asked
+        advice = "wait until it is PAUSED"
+        if is_final(state):
+            advice = "it has ended; submit it again as a new job"
+        elif state is State.CANCELLING:
+            advice = "it ends as CANCELLED; submit it again as a new job"
+        super().__init__(f"job {job_id} is {state} and can't be {asked}; {advice}")
+
+
+class TooManyWorkers(StoreError):
+    def __init__(self, job_id: str, workers: int, most: int, limit: str) -> None:
+        self.job_id, self.workers, self.most = job_id, workers, most
+        super().__init__(
+            f"workers must be at most {limit} = {most}, since more can't be of use to job {job_id}, but is {workers}"
+        )
 
 
 class Superseded(StoreError):

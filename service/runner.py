@@ -1,8 +1,9 @@
 """The process of one job: trains it on the Ray cluster it was started in, and writes what happens into the store.
 
 Ray's Jobs API starts it as ``python -m sampa.service.runner JOB_ID``, with SAMPA_STATE_DIR, SAMPA_STORE_URL and
-SAMPA_ATTEMPT in its environment. It may be killed at any time: the next attempt goes on from the newest checkpoint. It
-ends with code 0 when the store says how the job ended, or that this runner has no more say in it.
+SAMPA_ATTEMPT in its environment. It may be killed at any time: the next attempt goes on from the newest checkpoint.
+Told to stop, by the store or by SIGTERM, it has a checkpoint written first. It ends with code 0 when the store says
+what became of the job, or that this runner has no more say in it.
 """
 
 from __future__ import annotations
@@ -12,22 +13,24 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..workers.reports import Once
 from .records import Job, MoveRefused, StoreUnavailable, Superseded
 from .settings import ATTEMPT_VARIABLE, ServiceSettings
-from .states import State
+from .states import STOPPED_AS, State, is_final
 from .store import Store
+from .told import Told
 
 if TYPE_CHECKING:
     from ..workers.plan import Plan
     from ..workers.reports import Report
-    from ..workers.trainer import Outcome
+    from ..workers.trainer import Orders, Outcome
 
 PATIENCE_S = 60.0  # how long the store may be away before the runner gives up, to be started again
+LOOK_S = 1.0  # between two looks at what the store wants of the run
 REPEATED = ("task", "metrics", "evaluation", "checkpoint")  # kinds of which a resumed run gives some again
 SHOWN = ("epoch", "loss", "lr", "rho", "seconds_per_step", "accuracy")  # what progress shows besides the step
 
@@ -38,38 +41,61 @@ class Train(Protocol):
     """What ``workers.trainer.train`` is."""
 
     def __call__(
-        self, plan: Plan, directory: Path, *, on_reports: Callable[[Sequence[Report]], None], attempt: int, reached: int
+        self,
+        plan: Plan,
+        directory: Path,
+        *,
+        on_reports: Callable[[Sequence[Report]], None],
+        orders: Callable[[], Orders],
+        attempt: int,
+        reached: int,
+        past: Iterable[Mapping[str, Any]],
     ) -> Outcome: ...
 
 
 def main() -> int:
     """Run the job named on the command line, and return the exit code."""
     job_id, attempt, settings = sys.argv[1], int(os.environ[ATTEMPT_VARIABLE]), ServiceSettings()
-    signal.signal(signal.SIGTERM, _end_now)
+    told = Told([signal.SIGTERM])
     store = Store(settings.store_url)
     try:
         if not is_due(patiently(lambda: store.job(job_id)), attempt):
             return 0
-        return run(store, settings.job_dir(job_id), job_id, attempt, _connected())
+        train = _connected()
+        told.listen()  # not before: until then there is nothing to write, and SIGTERM ends the process at once
+        return run(store, settings.job_dir(job_id), job_id, attempt, train, told)
     finally:
         store.close()
 
 
 def is_due(job: Job, attempt: int) -> bool:
-    """Say whether this attempt is the one to run: not replaced, cancelled or ended before it came to start."""
+    """Say whether this attempt is the one to run: not replaced, paused, cancelled or ended before it came to start."""
     return job.attempt == attempt and job.state in {State.STARTING, State.RUNNING}
 
 
-def run(store: Store, directory: Path, job_id: str, attempt: int, train: Train) -> int:
-    """Train the job and write down how it ended; return the exit code.
+def run(store: Store, directory: Path, job_id: str, attempt: int, train: Train, told: Told) -> int:
+    """Train the job and write down how it ended, or that it was stopped; return the exit code.
 
     Whatever the job itself does wrong is an outcome. An exception is a fault of what it runs on: it leaves a line in
-    the job's log and an exit code, by which the reconciler knows to start the job again.
+    the job's log and an exit code, by which the reconciler knows to start the job again; so does a stop that only this
+    process was told of.
     """
     journal = Journal(store, job_id, attempt)
+    wanted = Wanted(store, job_id, attempt, told)
     try:
-        spec = patiently(lambda: store.job(job_id)).spec
-        outcome = train(spec, directory, on_reports=journal.add, attempt=attempt, reached=journal.reached)
+        if wanted.orders().stop:
+            return journal.stopped()
+        outcome = train(
+            wanted.spec,
+            directory,
+            on_reports=journal.add,
+            orders=wanted.orders,
+            attempt=attempt,
+            reached=journal.reached,
+            past=journal.past,
+        )
+        if outcome.stopped:
+            return journal.stopped()
         journal.end(outcome)
     except (Superseded, MoveRefused) as refusal:
         print(refusal, file=sys.stderr)
@@ -81,15 +107,53 @@ def run(store: Store, directory: Path, job_id: str, attempt: int, train: Train) 
     return 0
 
 
+class Wanted:
+    """What is wanted of the run now: read in the store, at most once a second, and told by signals."""
+
+    def __init__(self, store: Store, job_id: str, attempt: int, told: Told) -> None:
+        self._store, self._attempt, self._told = store, attempt, told
+        self._job = patiently(lambda: store.job(job_id))
+        self._looked_at = time.monotonic()
+        self.spec = self._job.spec
+
+    def orders(self) -> Orders:
+        """Return the newest that is known, also while the store is away.
+
+        Raises:
+            Superseded: If the job is at another attempt or has ended.
+        """
+        from ..workers.trainer import Orders
+
+        if time.monotonic() - self._looked_at >= LOOK_S:
+            self._look()
+        stopping = self._job.state in STOPPED_AS
+        return Orders(self._job.workers, self._job.reason or self._job.state if stopping else self._told.stop)
+
+    def _look(self) -> None:
+        try:
+            job = self._job = self._store.job(self._job.id)
+        except StoreUnavailable:
+            return
+        finally:
+            self._looked_at = time.monotonic()
+        if job.attempt != self._attempt or is_final(job.state):
+            raise Superseded(job.id, self._attempt, job.attempt, job.state)
+
+
 class Journal:
-    """Writes the reports of one attempt into the store, without what a resumed run reports again."""
+    """Writes the reports of one attempt into the store, without what a resumed run reports again.
+
+    Attributes:
+        past: Data of the elastic events of earlier attempts.
+    """
 
     def __init__(self, store: Store, job_id: str, attempt: int) -> None:
         self._store, self._job_id, self._attempt = store, job_id, attempt
-        job = patiently(lambda: store.job(job_id))
-        self._running = job.state is State.RUNNING
-        self._progress = job.progress
+        job = self._job()
+        self._running = job.state is not State.STARTING
+        self._progress = {name: value for name, value in job.progress.items() if name != "workers"}
         self._once = Once()
+        self.past: list[dict[str, Any]] = []
         if job.attempt > 1:
             patiently(self._remember)
 
@@ -108,6 +172,21 @@ class Journal:
             self._progress = advance(self._progress, kind, data)
         patiently(lambda: self._store.append(self._job_id, new, attempt=self._attempt, progress=self._progress))
 
+    def stopped(self) -> int:
+        """Write down what a stopped job becomes, and return the exit code: not 0 if the store didn't want it stopped.
+
+        Raises:
+            Superseded: If the job is not ours any more.
+        """
+        while (to := STOPPED_AS.get((job := self._job()).state)) is not None:
+            try:
+                self._move(to, reason=job.reason)
+            except MoveRefused:
+                continue  # a cancel came in between
+            return 0
+        self.last_words("the runner was told to stop; started again, the job goes on from its newest checkpoint")
+        return 1
+
     def end(self, outcome: Outcome) -> None:
         """Write down how the run ended. Raises Superseded or MoveRefused when the job is not ours to end."""
         self._enter_running()
@@ -123,29 +202,41 @@ class Journal:
             print(error, file=sys.stderr)
 
     def _enter_running(self) -> None:
-        if not self._running:
+        if self._running:
+            return
+        try:
             self._move(State.RUNNING)
-            self._running = True
+        except MoveRefused as refusal:
+            if refusal.current not in STOPPED_AS:  # one that is to stop may still have something to say
+                raise
+        self._running = True
+
+    def _job(self) -> Job:
+        return patiently(lambda: self._store.job(self._job_id))
 
     def _move(self, to: State, *, reason: str = "", result: dict[str, Any] | None = None) -> None:
         patiently(lambda: self._store.move(self._job_id, to, reason=reason, attempt=self._attempt, result=result))
 
     def _remember(self) -> None:
         """Read what earlier attempts have reported."""
-        after = 0
-        while page := self._store.events(self._job_id, after, kinds=REPEATED):
+        once, past, after = Once(), [], 0
+        while page := self._store.events(self._job_id, after, kinds=(*REPEATED, "elastic")):
             for event in page:
-                self._once.is_new(event.kind, event.data)
+                once.is_new(event.kind, event.data)
+                past += [event.data] if event.kind == "elastic" else []
             after = page[-1].seq
+        self._once, self.past = once, past
 
 
 def advance(progress: dict[str, Any], kind: str, data: dict[str, Any]) -> dict[str, Any]:
-    """Return the progress after one more report: step, steps, epoch and the newest values."""
+    """Return the progress after one more report: step, steps, epoch, workers and the newest values."""
     if kind == "task":
         return {**progress, **{name: data[name] for name in ("steps", "steps_per_epoch") if name in data}}
     if kind in {"metrics", "evaluation"}:
         names = ("step", *SHOWN) if kind == "metrics" else ("accuracy",)
         return {**progress, **{name: data[name] for name in names if name in data}}
+    if kind == "elastic":
+        return {**progress, "workers": data["workers_after"]}
     return progress
 
 
@@ -166,16 +257,10 @@ def _connected() -> Train:
     import ray
 
     ray.init(address="auto", log_to_driver=False, logging_level="warning")
-    signal.signal(signal.SIGTERM, _end_now)  # Ray has put its own in place
 
     from ..workers.trainer import train
 
     return train
-
-
-def _end_now(_signal: int, _frame: object) -> NoReturn:
-    """End at once: whatever the store has accepted is complete, and whatever it has not was not done."""
-    sys.exit(0)
 
 
 if __name__ == "__main__":

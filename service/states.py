@@ -21,7 +21,7 @@ class State(StrEnum):
 
 
 MOVES: dict[State, set[State]] = {
-    State.QUEUED: {State.STARTING, State.CANCELLED},
+    State.QUEUED: {State.STARTING, State.PAUSED, State.CANCELLED},
     # STARTING again: its runner vanished before it reported anything, and is started once more
     State.STARTING: {State.STARTING, State.RUNNING, State.PAUSING, State.CANCELLING, State.FAILED},
     # back to STARTING: its runner vanished, and is started again from the newest checkpoint
@@ -38,6 +38,9 @@ MOVES: dict[State, set[State]] = {
 # A runner may exist, so these count against the number of jobs that run at once.
 OCCUPYING = frozenset({State.STARTING, State.RUNNING, State.PAUSING, State.CANCELLING})
 
+# What becomes of a job whose runner is to stop, once it has.
+STOPPED_AS = {State.PAUSING: State.PAUSED, State.CANCELLING: State.CANCELLED}
+
 
 def is_final(state: State) -> bool:
     """Say whether a job in this state never moves again."""
@@ -49,9 +52,26 @@ def sources(to: State, within: Iterable[State] = State) -> frozenset[State]:
     return frozenset(state for state in within if to in MOVES[state])
 
 
+def goes_on(state: State) -> bool:
+    """Say whether a job in this state may still train, now or later."""
+    return bool(MOVES[state] - {State.CANCELLED})
+
+
 def cancelled_as(state: State) -> State:
     """Return the state that a cancel leads to: at once when no runner can exist, and nothing changes at the end."""
-    for to in (State.CANCELLED, State.CANCELLING):
-        if state is not State.CANCELLING and to in MOVES[state]:
-            return to
-    return state
+    return (_leads_to(state, State.CANCELLED, State.CANCELLING) if goes_on(state) else None) or state
+
+
+def paused_as(state: State) -> State | None:
+    """Return the state that a pause leads to: at once when no runner can exist; None where it is refused."""
+    return state if state is State.PAUSING else _leads_to(state, State.PAUSED, State.PAUSING)
+
+
+def resumed_as(state: State) -> State | None:
+    """Return the state that a resume leads to: the same where the job is on its way; None where it is refused."""
+    return state if State.PAUSING in MOVES[state] else _leads_to(state, State.QUEUED)
+
+
+def _leads_to(state: State, *wanted: State) -> State | None:
+    """Return the first of the wanted states that is this one, or one move away."""
+    return next((to for to in wanted if to is state or to in MOVES[state]), None)

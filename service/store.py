@@ -7,7 +7,7 @@ refused. Any process may be killed at any time: what was written stays, and what
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -17,9 +17,20 @@ from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, Pro
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from .migrations import upgrade
-from .records import Event, Job, KeyReused, MoveRefused, NoSuchJob, StoreError, StoreUnavailable, Superseded
+from .records import (
+    Event,
+    Job,
+    KeyReused,
+    MoveRefused,
+    NoSuchJob,
+    NotNow,
+    StoreError,
+    StoreUnavailable,
+    Superseded,
+    TooManyWorkers,
+)
 from .specs import JobSpec
-from .states import OCCUPYING, State, cancelled_as, is_final, sources
+from .states import OCCUPYING, State, cancelled_as, goes_on, is_final, paused_as, resumed_as, sources
 from .tables import UtcTime, events, jobs, open_engine
 
 __all__ = [
@@ -28,10 +39,12 @@ __all__ = [
     "KeyReused",
     "MoveRefused",
     "NoSuchJob",
+    "NotNow",
     "Store",
     "StoreError",
     "StoreUnavailable",
     "Superseded",
+    "TooManyWorkers",
 ]
 
 CLAIM_LOCK = 7_265_401  # advisory lock of PostgreSQL; any number that is ours alone
@@ -193,14 +206,60 @@ class Store:
         Raises:
             NoSuchJob: If there is no such job.
         """
+        return self._lead(job_id, cancelled_as, "cancelled", reason)
+
+    def pause(self, job_id: str, reason: str = "paused by request") -> Job:
+        """Let the job rest: at once when no runner can exist, else by PAUSING; one that rests stays as it is.
+
+        Raises:
+            NoSuchJob: If there is no such job.
+            NotNow: If it has ended or is being cancelled.
+        """
+        return self._lead(job_id, paused_as, "paused", reason)
+
+    def resume(self, job_id: str) -> Job:
+        """Queue a job that was paused; one that is queued or goes already stays as it is.
+
+        Raises:
+            NoSuchJob: If there is no such job.
+            NotNow: If it has ended, is being cancelled, or is not yet PAUSED.
+        """
+        return self._lead(job_id, resumed_as, "resumed", "resumed by request")
+
+    def _lead(self, job_id: str, leads_to: Callable[[State], State | None], asked: str, reason: str) -> Job:
+        """Move the job to where a request leads from its present state; stays where that is the same."""
         while True:
             with self._write() as connection:
                 job = _job(connection, job_id)
-                to = cancelled_as(job.state)
+                to = leads_to(job.state)
+                if to is None:
+                    raise NotNow(job_id, job.state, asked)
                 if to is job.state:
                     return job
                 row = _move(connection, job_id, to, reason=reason, attempt=job.attempt, only_from=job.state)
                 if row is not None:  # else, on PostgreSQL, another transaction has just moved it
+                    return _to_job(row)
+
+    def resize(self, job_id: str, workers: int) -> Job:
+        """From now on, the job is to have at most so many workers; nothing changes if it is that many already.
+
+        Raises:
+            NoSuchJob: If there is no such job.
+            NotNow: If it has ended or is being cancelled.
+            TooManyWorkers: If more than ``most_workers`` are asked for.
+        """
+        while True:
+            with self._write() as connection:
+                job = _job(connection, job_id)
+                if not goes_on(job.state):
+                    raise NotNow(job_id, job.state, "resized")
+                if workers > job.spec.most_workers:
+                    limit = "2 x pairs" if job.spec.method.paired else "shards"
+                    raise TooManyWorkers(job_id, workers, job.spec.most_workers, limit)
+                if workers == job.wanted_workers:
+                    return job
+                row = _resize(connection, job, workers)
+                if row is not None:  # else, as in _lead
                     return _to_job(row)
 
     def claim(self, max_running: int) -> Job | None:
@@ -308,6 +367,16 @@ def _move(
     row = connection.execute(update(jobs).where(*matching).values(**values).returning(*jobs.c)).mappings().first()
     if row is not None:
         _add_events(connection, row, [_state_event(row)])
+    return row
+
+
+def _resize(connection: Connection, job: Job, workers: int) -> RowMapping | None:
+    """Write the number and its event, or return None and change nothing if the job has changed."""
+    same = (jobs.c.id == job.id, jobs.c.state == job.state, jobs.c.workers.is_not_distinct_from(job.workers))
+    changed = update(jobs).where(*same).values(workers=workers, **_touch(1)).returning(*jobs.c)
+    row = connection.execute(changed).mappings().first()
+    if row is not None:
+        _add_events(connection, row, [("resize", {"workers": workers})])
     return row
 
 

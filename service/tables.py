@@ -66,6 +66,7 @@ jobs = Table(
     Column("ended_at", UtcTime),
     Column("progress", JSON, nullable=False),
     Column("result", JSON(none_as_null=True)),
+    Column("workers", Integer),
     Column("last_event", Integer, nullable=False),
     Column("version", Integer, nullable=False),
     Index("jobs_by_age", "created_at", "id"),

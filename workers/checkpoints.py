@@ -2,14 +2,17 @@
 
 They lie in Ray Train's storage, on any of its file systems. They don't go through ``ray.train.report``: that is
 a barrier over all workers of a Ray Train run, and its list of checkpoints is rewritten in place, so that a kill
-at the wrong moment leaves a directory that Ray Train refuses to resume from (read in Ray 2.60.0).
+at the wrong moment leaves a directory that Ray Train refuses to resume from (read in Ray 2.60.0). Whoever writes one
+copies the state first and writes in a thread, so that no other worker waits for the storage.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from pickle import UnpicklingError
@@ -18,14 +21,14 @@ from uuid import uuid4
 
 import torch
 from pyarrow import fs
-from torch import Tensor
 
 from .engine import State
 from .errors import CheckpointError
-from .methods.base import Gradients
 
-_FORMAT = 1
+_FORMAT = 2
+_WAIT_S = 2.0  # for the checkpoint before; less than any deadline of an exchange
 _NAME = re.compile(r"step-(\d{9})\.ckpt")
+_ASIDE = re.compile(r"\.step-\d{9}\.ckpt\.(?P<writer>.+)\.[0-9a-f]{32}")
 
 
 @dataclass
@@ -35,15 +38,22 @@ class Record:
     Attributes:
         seconds: Spent on committed steps.
         window: Losses of the steps since the last report of metrics.
-        told: Reports of metrics and evaluations since the checkpoint before the last, as (kind, data). A runner may
-            die before it has stored what it was told; whoever resumes from the next checkpoint tells it again.
+        last: What the last step was like, until it is reported.
+        told: Reports of metrics and evaluations since the checkpoint before the last, and of the last half minute, as
+            (kind, data, time). A worker or a runner may die before it has passed on what it was told; whoever takes
+            over tells it again.
         evaluations: All evaluations so far, each with ``step``, ``epoch``, ``split`` and its metrics.
     """
 
     seconds: float = 0.0
     window: list[float] = field(default_factory=list)
-    told: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    last: dict[str, Any] = field(default_factory=dict)
+    told: list[tuple[str, dict[str, Any], float]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+    def copy(self) -> Record:
+        """Return a copy whose lists can be changed without changing this one's."""
+        return Record(self.seconds, [*self.window], self.last, [*self.told], [*self.evaluations])
 
 
 @dataclass(frozen=True)
@@ -56,50 +66,91 @@ class Saved:
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run, as one worker writes and reads them.
 
     Args:
         filesystem: Where they are.
         directory: The run's directory on it; they lie in ``checkpoints`` below.
         identity: What must be the same for a checkpoint to be of use: the plan and the model's layout.
         keep: How many of the newest stay.
+        writer: Name of this worker, by which the files that a killed one left half-written are told apart.
     """
 
-    def __init__(self, filesystem: fs.FileSystem, directory: str, identity: dict[str, Any], keep: int) -> None:
-        self._fs, self._identity, self._keep = filesystem, identity, keep
+    def __init__(
+        self, filesystem: fs.FileSystem, directory: str, identity: dict[str, Any], keep: int, writer: str
+    ) -> None:
+        self._fs, self._identity, self._keep, self._writer = filesystem, identity, keep, writer
         self._directory = PurePosixPath(directory) / "checkpoints"
+        self._thread = threading.Thread()
+        self._error: Exception | None = None
+        self.probe: Callable[[int], None] = lambda step: None  # called while the checkpoint of a step is being written
 
-    def save(self, state: State, own: dict[int, Tensor], record: Record) -> Saved:
-        """Write the state, with every shard's own gradient where the method keeps them, and drop old checkpoints."""
+    def save(self, state: State, record: Record, done: Callable[[Saved], None]) -> None:
+        """Copy the state and write it in the background; ``done`` is called there once it is durable.
+
+        While the one before is still being written, waits for it a little and then leaves this one out: training
+        doesn't wait for slow storage.
+
+        Raises:
+            CheckpointError: If the one before could not be written.
+        """
+        self.settle(_WAIT_S)
+        if self._thread.is_alive():
+            print(
+                f"the checkpoint of step {state.step} is left out, since the one before it is still being written; "
+                f"raise checkpoint.every_steps, or use faster storage"
+            )
+            return
         content = {
             "format": _FORMAT,
             "identity": self._identity,
             "step": state.step,
-            "weights": state.weights,
-            "optimizer": state.optimizer,
-            "carried": None if state.carried is None else state.carried.mean,
-            "own": own,
-            "others": state.others,
+            "settled": state.settled,
+            "carries": state.carried is not None,
+            "batch": None if state.origin is None else state.origin.batch,
+            "tensors": [tensor.detach().to("cpu", copy=True) for tensor in state.tensors()],
             "record": asdict(record),
         }
-        name = f"step-{state.step:09d}.ckpt"
-        self._fs.create_dir(str(self._directory), recursive=True)
-        aside = str(self._directory / f".{name}.{uuid4().hex}")
+        self._thread = threading.Thread(target=self._write, args=(content, done), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def settle(self, wait_s: float | None = None) -> None:
+        """Return when nothing is being written, or after ``wait_s``; raises CheckpointError if the last one failed."""
+        if self._thread.ident is not None:
+            self._thread.join(wait_s)
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _write(self, content: dict[str, Any], done: Callable[[Saved], None]) -> None:
+        name = f"step-{content['step']:09d}.ckpt"
+        aside = str(self._directory / f".{name}.{self._writer}.{uuid4().hex}")
         try:
+            self._fs.create_dir(str(self._directory), recursive=True)
             with self._fs.open_output_stream(aside) as file:
                 torch.save(content, file)
+            self.probe(content["step"])
             self._make_durable(aside)
             self._fs.move(aside, str(self._directory / name))
             self._make_durable(str(self._directory))
+            saved = self.describe(content["step"])
+            self._drop_old()
+            done(saved)
         except Exception as error:
-            if self._fs.get_file_info(aside).type != fs.FileType.NotFound:
-                self._fs.delete_file(aside)
-            raise CheckpointError(
-                f"the checkpoint of step {state.step} can't be written to {self._directory}: {error}; make room "
+            self._error = CheckpointError(
+                f"the checkpoint of step {content['step']} can't be written to {self._directory}: {error}; make room "
                 f"there, or check its permissions. The checkpoints before it are kept."
-            ) from error
-        self._drop_old()
-        return self.describe(state.step)
+            )
+            with suppress(OSError):
+                self._fs.delete_file(aside)
+
+    def sweep(self, writing: Collection[str]) -> None:
+        """Remove what killed workers left half-written: all but the files of those who may still be at it."""
+        for name in self._names():
+            match = _ASIDE.fullmatch(name)
+            if match and match["writer"] not in writing:
+                with suppress(FileNotFoundError):
+                    self._fs.delete_file(str(self._directory / name))
 
     def describe(self, step: int) -> Saved:
         """Return what there is to say of the checkpoint of ``step``."""
@@ -109,14 +160,9 @@ class Checkpoints:
     def load_newest(self) -> dict[str, Any] | None:
         """Return the content of the newest checkpoint that can be read, or None if there is none.
 
-        Removes what killed writers left half-written.
-
         Raises:
             CheckpointError: If it is of another plan or model.
         """
-        for name in self._names():
-            if name.startswith(".step-"):
-                self._fs.delete_file(str(self._directory / name))
         for step in sorted(self.steps(), reverse=True):
             try:
                 with self._fs.open_input_file(str(self._directory / f"step-{step:09d}.ckpt")) as file:
@@ -152,7 +198,8 @@ class Checkpoints:
 
     def _drop_old(self) -> None:
         for step in sorted(self.steps())[: -self._keep]:
-            self._fs.delete_file(str(self._directory / f"step-{step:09d}.ckpt"))
+            with suppress(FileNotFoundError):
+                self._fs.delete_file(str(self._directory / f"step-{step:09d}.ckpt"))
 
     def _make_durable(self, path: str) -> None:
         if isinstance(self._fs, fs.LocalFileSystem):
@@ -163,17 +210,11 @@ class Checkpoints:
                 os.close(handle)
 
 
-def restore(state: State, content: dict[str, Any], take: Callable[[], Tensor]) -> tuple[dict[int, Tensor], Record]:
-    """Fill ``state`` from a checkpoint's content; return every shard's own gradient, and the record.
-
-    ``take`` gives a vector for the carried gradient.
-    """
-    state.step = content["step"]
-    state.weights.copy_(content["weights"])
-    for name, vector in state.optimizer.items():
-        vector.copy_(content["optimizer"][name])
-    for other, saved in zip(state.others, content["others"], strict=True):
-        other.copy_(saved)
-    saved = content["carried"]
-    state.carried = None if saved is None else Gradients(take()[: len(saved)].copy_(saved))
-    return content["own"], Record(**content["record"])
+def restore(state: State, content: dict[str, Any]) -> Record:
+    """Fill ``state``, which has room for it, from a checkpoint's content; return the record."""
+    state.step, state.settled = content["step"], content["settled"]
+    for tensor, saved in zip(state.tensors(), content["tensors"], strict=True):
+        tensor.copy_(saved)
+    if state.origin is not None:
+        state.origin.batch = content["batch"]
+    return Record(**content["record"])

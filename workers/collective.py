@@ -10,6 +10,8 @@ Run on processors with gloo; the NCCL side has been reviewed by reading, not run
 
 from __future__ import annotations
 
+import re
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,13 +67,15 @@ class Rendezvous:
         store: The key-value store that the first member serves.
         host: Address of this member's network interface.
         device: Where the exchanged tensors live; its type decides between gloo and NCCL.
-        deadline_s: Seconds that any one operation may take, forming the group included.
+        deadline_s: Seconds that any one operation may take.
+        form_s: Seconds in which the group must form.
     """
 
     store: Store
     host: str
     device: torch.device
     deadline_s: float
+    form_s: float
 
 
 _awaited: dict[str, Rendezvous] = {}  # Ray makes the group from its name alone; the rest waits here
@@ -81,14 +85,18 @@ class SampaGroup(BaseGroup):  # type: ignore[misc]
     """One generation's group. Tensors are torch tensors.
 
     Ray's collective API makes it from the first three arguments, ``form_group`` having left the fourth for it.
+
+    Attributes:
+        deadline_s: Seconds that any one operation may take; may be changed between operations.
     """
 
     def __init__(self, world_size: int, rank: int, group_name: str, how: Rendezvous | None = None) -> None:
         super().__init__(world_size, rank, group_name)
         how = how or _awaited.pop(group_name)
-        self.deadline_s = how.deadline_s
+        self.deadline_s = how.form_s
         self._device = how.device
         self._group = self._doing("forming of the group", lambda: _process_group(how, group_name, rank, world_size))
+        self.deadline_s = how.deadline_s
 
     @classmethod
     def backend(cls) -> str:
@@ -110,6 +118,9 @@ class SampaGroup(BaseGroup):  # type: ignore[misc]
         Raises:
             TransferError: Naming the first peer that is late or lost. The group is unusable afterwards.
         """
+        self._letting_go(lambda: self._transfer(sends, receives))
+
+    def _transfer(self, sends: Sequence[tuple[int, Tensor]], receives: Sequence[tuple[int, Tensor]]) -> None:
         began = time.monotonic()
         landed = [(peer, tensor, tensor.to(self._device)) for peer, tensor in receives]  # no copy where it is there
         batch = [(self._group.recv, peer, there) for peer, _, there in landed]
@@ -173,7 +184,22 @@ class SampaGroup(BaseGroup):  # type: ignore[misc]
 
     def _run(self, start: Callable[[], Any]) -> None:
         began = time.monotonic()
-        self._finish(self._doing("start", start, began), began, None)
+        self._letting_go(lambda: self._finish(self._doing("start", start, began), began, None))
+
+    @staticmethod
+    def _letting_go(act: Callable[[], None]) -> None:
+        """Let an error keep nothing of ``act`` alive, as its traceback would.
+
+        gloo closes a connection when the last operation on it is forgotten, ``abort`` or not; until then, peers that
+        wait for this member wait for their deadline (measured with torch 2.13).
+        """
+        failure = None
+        try:
+            act()
+        except TransferError as error:
+            failure = error.with_traceback(None)
+        if failure is not None:
+            raise failure
 
     def _finish(self, work: Any, began: float, peer: int | None) -> None:
         left = max(self.deadline_s - (time.monotonic() - began), 0.001)
@@ -186,10 +212,9 @@ class SampaGroup(BaseGroup):  # type: ignore[misc]
         try:
             return act()
         except (RuntimeError, TimeoutError) as error:
-            waited = time.monotonic() - began
-            late = waited >= self.deadline_s * 0.99
-            reason = f"{what}: {str(error).splitlines()[0][:200]}"
-            raise TransferError(reason, peer=peer, late=late, waited_s=waited) from error
+            reason = f"{what}: {_plain(error)}"
+        waited = time.monotonic() - began
+        raise TransferError(reason, peer=peer, late=waited >= self.deadline_s * 0.99, waited_s=waited)
 
 
 def serve_store(host: str) -> TCPStore:
@@ -206,10 +231,12 @@ def reach_store(address: str, deadline_s: float) -> TCPStore:
     began = time.monotonic()
     host, _, port = address.rpartition(":")
     try:
-        return TCPStore(host, int(port), None, False, timedelta(seconds=deadline_s))
-    except (RuntimeError, TimeoutError) as error:
+        # where nobody listens, torch tries again and again, for about twice its time limit (measured with 2.13)
+        socket.create_connection((host, int(port)), deadline_s).close()
+        return TCPStore(host, int(port), None, False, timedelta(seconds=deadline_s / 2))
+    except (OSError, RuntimeError) as error:
         waited = time.monotonic() - began
-        raise TransferError(str(error).splitlines()[0][:200], peer=0, late=True, waited_s=waited) from error
+        raise TransferError(_plain(error), peer=0, late=True, waited_s=waited) from error
 
 
 def form_group(name: str, rank: int, size: int, how: Rendezvous) -> SampaGroup:
@@ -240,17 +267,23 @@ def _register() -> None:
 
 def _process_group(how: Rendezvous, name: str, rank: int, size: int) -> Any:
     store = PrefixStore(name, how.store)
-    store.set_timeout(timedelta(seconds=how.deadline_s))
+    store.set_timeout(timedelta(seconds=how.form_s))
     if how.device.type == "cuda":
         from torch.distributed import ProcessGroupNCCL
 
         nccl = ProcessGroupNCCL.Options()
-        nccl._timeout = timedelta(seconds=how.deadline_s)
+        nccl._timeout = timedelta(seconds=10 * how.deadline_s)  # of its watchdog; our own deadline comes first
         return ProcessGroupNCCL(store, rank, size, nccl)
     options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-    options._timeout = timedelta(seconds=how.deadline_s)
+    options._timeout = timedelta(seconds=how.form_s)
     options._devices = [ProcessGroupGloo.create_device(hostname=how.host)]
     return ProcessGroupGloo(store, rank, size, options)
+
+
+def _plain(error: Exception) -> str:
+    """Return what an error of torch's says, without the place in its source and advice about other trainers."""
+    first = (str(error) or type(error).__name__).splitlines()[0]
+    return re.sub(r"^\[[^]]*\.(cc|cpp|h):\d+\] ?", "", first).partition(". This is")[0][:200]
 
 
 def _operation(options: Any) -> Any:

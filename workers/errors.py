@@ -46,10 +46,6 @@ class CheckpointError(RunError):
     """A checkpoint can't be used for this run."""
 
 
-class MembershipError(RunError):
-    """The workers that a run needs did not come together in time."""
-
-
 class Interrupted(RunError):
     """What the run stands on failed under it: no fault of the task's, and it can be resumed."""
 
@@ -59,11 +55,13 @@ class Interrupted(RunError):
         )
 
 
-class RunOver(RunError):
-    """The run ended while this worker was waiting for the others."""
+class Dismissed(RunError):
+    """This worker is not needed any more; with ``save``, it writes a checkpoint before it goes."""
 
-    def __init__(self) -> None:
-        super().__init__("the run has ended; there is nothing to join")
+    save: bool
+
+    def __init__(self, *, save: bool = False) -> None:
+        super().__init__("this worker is not needed any more; there is nothing to join", save=save)
 
 
 class ExchangeError(RunError):

@@ -68,6 +68,7 @@ class Exchange:
 
     def __init__(self, group: Group, hosts: Hosts, rank: int, names: Sequence[str]) -> None:
         self._group, self.hosts, self.rank, self._names = group, hosts, rank, names
+        self.between: Callable[[], None] = lambda: None  # called between the two trades of an exchange of means
         self._scratch: dict[tuple[Kind, int], Tensor] = {}
 
     def means(
@@ -92,15 +93,19 @@ class Exchange:
         if by_shard and "plain" in kinds:
             own = self._plan_own(halves, take, sends, receives)
         self._trade("exchange", step, sends, receives)
+        self.between()
         mean = {kind: self._mean_of_slice(kind, {**foreign[kind], **_of(kind, halves)}, take) for kind in kinds}
         self._trade("exchange", step, *self._plan_gather(mean))
         return Means(mean, own)
 
-    def spread(self, operation: str, step: int, tensors: Sequence[Tensor], root: int) -> None:
-        """Copy the tensors of ``root`` into everyone's."""
+    def spread(
+        self, operation: str, step: int, tensors: Sequence[Tensor], root: int, to: Sequence[int] | None = None
+    ) -> None:
+        """Copy the tensors of ``root`` into those of the ranks ``to``, or of everyone."""
+        peers = self._peers() if to is None else [rank for rank in to if rank != root]
         if self.rank == root:
-            self._trade(operation, step, [(peer, t) for peer in self._peers() for t in tensors], [])
-        else:
+            self._trade(operation, step, [(peer, t) for peer in peers for t in tensors], [])
+        elif to is None or self.rank in to:
             self._trade(operation, step, [], [(root, t) for t in tensors])
 
     def add_up(self, operation: str, step: int, values: Tensor) -> Tensor:
@@ -110,41 +115,18 @@ class Exchange:
         self._trade(operation, step, [(peer, values) for peer in self._peers()], receives)
         return torch.stack([parts[rank] for rank in range(self.hosts.workers)]).sum(0)
 
-    def highest(self, operation: str, value: float) -> float:
-        """Return the highest of everyone's values."""
-        values = torch.zeros(self.hosts.workers, dtype=torch.float64)
-        values[self.rank] = value
-        return float(self.add_up(operation, 0, values).max())
+    def meet(self, operation: str, step: int) -> None:
+        """Return when everyone has come here."""
+        self.add_up(operation, step, torch.zeros(1))
 
-    def tell(self, operation: str, value: Any, root: int = 0) -> Any:
-        """Return the ``value`` of rank ``root``, fit for JSON, on every worker."""
+    def tell(self, operation: str, step: int, value: Any, root: int = 0, to: Sequence[int] | None = None) -> Any:
+        """Return the ``value`` of rank ``root``, fit for JSON, on every worker, or on those of ``to``."""
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         length = torch.tensor([len(text)])
-        self.spread(operation, 0, [length], root)
+        self.spread(operation, step, [length], root, to)
         received = text if self.rank == root else torch.empty(int(length), dtype=torch.uint8)
-        self.spread(operation, 0, [received], root)
+        self.spread(operation, step, [received], root, to)
         return json.loads(received.numpy().tobytes())
-
-    def deal(self, operation: str, step: int, whole: Mapping[int, Tensor], like: Tensor) -> dict[int, Tensor]:
-        """Return the shards' vectors that are needed here, from rank 0, which has them all: ``collect`` undone."""
-        users = {shard: self.hosts.of("perturbed", shard) for shard in range(self.hosts.width)}
-        if self.rank == 0:
-            whole = {shard: vector.to(like.device) for shard, vector in whole.items()}
-            self._trade(operation, step, [(user, whole[shard]) for shard, user in users.items() if user], [])
-            return {shard: whole[shard] for shard, user in users.items() if user == 0}
-        mine = {shard: torch.empty_like(like) for shard, user in users.items() if user == self.rank}
-        self._trade(operation, step, [], [(0, vector) for vector in mine.values()])
-        return mine
-
-    def collect(self, operation: str, step: int, own: Mapping[int, Tensor], like: Tensor) -> dict[int, Tensor]:
-        """Return every shard's vector on rank 0, from where its perturbed half is hosted; nothing elsewhere."""
-        if self.rank:
-            self._trade(operation, step, [(0, own[shard]) for shard in sorted(own)], [])
-            return {}
-        whole = {shard: own[shard] if shard in own else torch.empty_like(like) for shard in range(self.hosts.width)}
-        receives = [(self.hosts.of("perturbed", s), vector) for s, vector in whole.items() if s not in own]
-        self._trade(operation, step, [], receives)
-        return whole
 
     def _plan_sum(self, kind: Kind, halves: Halves, sends: Transfers, receives: Transfers) -> dict[int, Tensor]:
         """Add what must travel so that each owner has its slice of every shard; return where foreign slices arrive."""
@@ -217,8 +199,8 @@ class Exchange:
         except TransferError as error:
             who = self._names[error.peer] if error.peer is not None else "a worker"
             if error.late:
-                raise WorkerLate(operation, step, who, error.waited_s) from error
-            raise WorkerLost(operation, step, who, error.reason) from error
+                raise WorkerLate(operation, step, who, error.waited_s) from None
+            raise WorkerLost(operation, step, who, error.reason) from None
 
     def _peers(self) -> list[int]:
         return [rank for rank in range(self.hosts.workers) if rank != self.rank]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .errors import TaskError
 
 ALIGNMENT_BYTES = 64
-EXTRAS = ("loss",)  # numbers that travel with a gradient
+EXTRAS = ("loss", "change")  # numbers that travel with a gradient
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,10 @@ class FlatModel:
     def loss_of(self, vector: Tensor) -> Tensor:
         """Return the loss that travels in ``vector``, as a view of shape ``()``."""
         return vector[self.state]
+
+    def change_of(self, vector: Tensor) -> Tensor:
+        """Return whether a change of members is asked for, above 0 if so, as a view of shape ``()``."""
+        return vector[self.state + 1]
 
     def _lay(
         self, tensors: list[tuple[str, nn.Parameter]] | list[tuple[str, Tensor]], at: int

@@ -1,8 +1,9 @@
 """One worker's life in a run: join, take the state, step after step, report, checkpoint, evaluate, finish.
 
-When an exchange fails the worker leaves the generation, joins the next one, and goes on from the newest
-checkpoint; its process is not restarted. All decisions below depend on the plan and the step alone, so every
-worker makes the same ones.
+When an exchange fails the worker goes back to the meeting with the state it has, and on with whoever else comes; its
+process is not restarted. All decisions below depend on the plan, the step and what an exchange has brought, so every
+worker makes the same ones. Whatever follows a commit changes the record in one statement at its end, so it can be
+begun again when it is cut off.
 """
 
 from __future__ import annotations
@@ -17,17 +18,23 @@ import torch
 from pyarrow import fs
 from pydantic import JsonValue
 
-from .checkpoints import Checkpoints, Record, restore
+from .checkpoints import Checkpoints, Record, Saved, restore
 from .data import TrainingData
 from .engine import Engine, StepReport
-from .errors import ExchangeError
+from .errors import Dismissed, ExchangeError, WorkerLate
 from .evaluate import evaluate
 from .exchange import Exchange
+from .faults import Saboteur
 from .membership import Seat
-from .methods.base import Gradients
+from .pairs import View
 from .plan import Plan
 from .reports import Reporter
 from .task import load_task
+from .words import Place
+
+_TRANSFER = "transfer of the state"
+_PASSED_ON_S = 30.0  # after which what was told has certainly reached the runner
+_HOLD_S = 0.02  # between two looks, while a planned fault waits for a complete crew
 
 
 @dataclass(frozen=True)
@@ -36,15 +43,6 @@ class Storage:
 
     filesystem: fs.FileSystem
     directory: str
-
-
-@dataclass(frozen=True)
-class _Loss:
-    """A generation that ended: when (monotonic seconds), after which step, and why."""
-
-    at: float | None
-    step: int
-    reason: str
 
 
 class Worker:
@@ -56,151 +54,188 @@ class Worker:
         storage: Where checkpoints and the model go.
         reporter: Takes its reports.
         device: Where it computes.
-        reached: The last step that an earlier run of the same plan is known to have committed.
+        faults: What is to go wrong on purpose.
     """
 
     def __init__(
-        self, plan: Plan, seat: Seat, storage: Storage, reporter: Reporter, device: torch.device, reached: int = 0
+        self,
+        plan: Plan,
+        seat: Seat,
+        storage: Storage,
+        reporter: Reporter,
+        device: torch.device,
+        faults: Saboteur | None = None,
     ) -> None:
-        self._plan, self._seat, self._storage, self._reporter, self._device = plan, seat, storage, reporter, device
-        self._reached_before = reached
-        self._lost: _Loss | None = None
-        self._build()
-
-    def run(self) -> dict[str, Any]:
-        """Train to the end; return what the run came to, the same on every worker.
-
-        Raises:
-            TaskError, NotFinite, CheckpointError: What a retry won't mend.
-            MembershipError: If the other workers don't come.
-            RunOver: If the run ended without this worker.
-        """
-        while True:
-            try:
-                return self._run_in_one_generation()
-            except ExchangeError as error:
-                print(error)
-                self._seat.leave()
-                self._lost = _Loss(time.monotonic(), self._engine.state.step, str(error))
-                self._build()
-
-    def _build(self) -> None:
-        plan = self._plan
-        task = load_task(plan)
-        task.model.to(self._device)
-        data = TrainingData(task.train, task.augment, plan)
-        self._per_epoch = data.batches.per_epoch
-        self._engine = Engine(plan, task, data, plan.steps or (plan.epochs or 0) * self._per_epoch)
-        self._record = Record()
+        self._plan, self._seat, self._storage, self._reporter, self._faults = plan, seat, storage, reporter, faults
+        self._device = device
+        self._engine, self._record = self._new_engine(), Record()
+        self._per_epoch = self._engine.data.batches.per_epoch
         idle = {"workers", "checkpoint", "report"}  # fields that don't shape the trajectory
         identity = plan.model_dump(mode="json", by_alias=True, exclude=idle) | {"layout": self._engine.flat.names()}
         self._checkpoints = Checkpoints(
-            self._storage.filesystem, self._storage.directory, identity, plan.checkpoint.keep
+            storage.filesystem, storage.directory, identity, plan.checkpoint.keep, seat.member.name
         )
+        self._has_state = False
+        self._has_parts = False  # of another worker's state, written over its own
+        self._in_flight = False
+        self._failure: ExchangeError | None = None  # why the last generation ended for this worker
+        self._first_step: int | None = None  # where this generation began, until its first commit
+        self._went_on_at: float | None = None  # when the last step and what follows it were done
+        self._pause_s: float | None = None  # from then to the beginning of this generation
+        if faults is not None:
+            self._checkpoints.probe = lambda step: self._strike("checkpointing", step - 1)
 
-    def _run_in_one_generation(self) -> dict[str, Any]:
+    def _new_engine(self) -> Engine:
+        """Return an engine that stands where a run begins."""
+        plan, task = self._plan, load_task(self._plan)
+        task.model.to(self._device)
+        data = TrainingData(task.train, task.augment, plan)
+        engine = Engine(plan, task, data, plan.steps or (plan.epochs or 0) * data.batches.per_epoch)
+        engine.probe = lambda phase: self._strike(phase, self._engine.state.step)
+        return engine
+
+    def run(self) -> dict[str, Any] | None:
+        """Train to the end; return what the run came to, the same on every worker, or None if dismissed before.
+
+        Raises:
+            TaskError, NotFinite, CheckpointError: What a retry won't mend.
+        """
+        began = time.monotonic()
+        self._engine.warm_up()
+        self._seat.expect((time.monotonic() - began) * 2 * self._plan.width)  # of one worker that does all halves
+        try:
+            while True:
+                try:
+                    exchange = self._seat.exchange or self._enter()
+                    result = self._go_on(exchange)
+                except ExchangeError as error:
+                    print(error)
+                    self._failure = error
+                    self._seat.leave()
+                    continue
+                if result is not None:
+                    return result
+        except Dismissed as farewell:
+            self._checkpoints.settle()
+            if farewell.save:
+                self._save_last()
+            self._reporter.settle()
+            return None
+        finally:
+            self._seat.close()
+
+    def _go_on(self, exchange: Exchange) -> dict[str, Any] | None:
+        """Do what follows the last commit, and one step more; or finish the run and return its result."""
         engine = self._engine
-        exchange = self._seat.exchange(engine.state.step)
-        self._take_state(exchange)
-        self._announce(exchange)
-        engine.start(exchange)
-        while engine.state.step < engine.steps:
-            exchange = self._seat.exchange(engine.state.step)
-            began = time.perf_counter()
-            done = engine.advance(exchange)
-            self._record.seconds += time.perf_counter() - began
-            self._record.window.append(done.loss)
-            self._after_step(done, exchange)
-        return self._finish(exchange)
+        if self._holds():
+            self._seat.leave()  # somebody has come: the crew may be complete now
+            return None
+        if not engine.state.settled:
+            self._settle(exchange)
+        if engine.state.step == engine.steps:
+            return self._finish(exchange)
+        began = time.perf_counter()
+        self._in_flight = True
+        done = engine.advance(exchange, asked=self._seat.asked)
+        self._in_flight = False
+        self._committed(done, time.perf_counter() - began)
+        if done.change:
+            self._seat.leave()
+        return None
 
-    def _after_step(self, done: StepReport, exchange: Exchange) -> None:
-        plan, step, last = self._plan, done.step + 1, done.step + 1 == self._engine.steps
-        if step % plan.report.every_steps == 0 or done.step == 0 or last:
-            self._report_metrics(done, exchange)
-        every = plan.evaluate.every_epochs
-        if last or (every and step % (every * self._per_epoch) == 0):
-            self._evaluate(exchange)
-        if step % plan.checkpoint.every_steps == 0 and not last:
-            self._save(exchange)
+    # Coming to a generation
 
-    def _report_metrics(self, done: StepReport, exchange: Exchange) -> None:
-        window, self._record.window = self._record.window, []
-        data: dict[str, JsonValue] = {
-            "step": done.step + 1,
-            "epoch": round((done.step + 1) / self._per_epoch, 4),
-            "loss": sum(window) / len(window),
-            "perturbed_loss": done.perturbed_loss,
-            "gradient_norm": done.gradient_norm,
-            "lr": done.lr,
-            "rho": done.rho,
-            "seconds_per_step": round(self._record.seconds / (done.step + 1), 6),
-            "seconds": {phase: round(value, 6) for phase, value in done.seconds.items()},
-        }
-        self._tell("metrics", data, exchange, at_once=done.step == 0)
-
-    def _evaluate(self, exchange: Exchange) -> None:
-        step = self._engine.state.step
-        for split, data in self._engine.task.evaluations().items():
-            measured = evaluate(self._engine, exchange, data)
-            entry: dict[str, JsonValue] = {"step": step, "epoch": round(step / self._per_epoch, 4), "split": split}
-            entry |= measured
-            self._record.evaluations.append(entry)
-            self._tell("evaluation", entry, exchange)
-
-    def _tell(self, kind: str, data: dict[str, JsonValue], exchange: Exchange, *, at_once: bool = False) -> None:
-        self._record.told.append((kind, data))
+    def _enter(self) -> Exchange:
+        """Join the next generation, and stand where it begins."""
+        state, failure = self._engine.state, self._failure
+        place = Place(state.step, state.settled) if self._has_state else None
+        in_flight, self._failure, self._in_flight = self._in_flight, None, False
+        late = failure.worker if isinstance(failure, WorkerLate) else None
+        exchange = self._seat.enter(place, in_flight=in_flight, failure=str(failure or ""), late=late)
+        view = self._seat.view
+        assert view is not None
+        if view.source is None or view.behind:
+            with self._seat.patient():
+                if view.source is None:
+                    self._begin(exchange)
+                else:
+                    self._hand_over(exchange, view)
+                exchange.meet(_TRANSFER, self._engine.state.step)
+        self._engine.regain(exchange.hosts, exchange.rank)
         if exchange.rank == 0:
-            self._reporter.report(kind, data, at_once=at_once)
+            if view.save:
+                self._save()
+            if view.generation > 1:  # the one who was to pass these on may be gone
+                self._tell_again()
+        now = time.monotonic()
+        self._pause_s = None if self._went_on_at is None else now - self._went_on_at
+        self._first_step, self._went_on_at = self._engine.state.step, now
+        return exchange
 
-    def _save(self, exchange: Exchange) -> None:
-        state, record = self._engine.state, self._record
-        own = {}
-        if state.carried is not None and self._plan.method.perturbs_by_shard:
-            own = exchange.collect("checkpoint", state.step, state.carried.own, state.carried.mean)
+    def _begin(self, exchange: Exchange) -> None:
+        """Nobody has a state: begin at the newest checkpoint, which the first member passes on, or anew."""
+        if self._has_parts:
+            self._engine, self._record, self._has_parts = self._new_engine(), Record(), False
+        engine, state = self._engine, self._engine.state
+        header: dict[str, Any] = {"found": False}
         if exchange.rank == 0:
-            saved = self._checkpoints.save(state, own, record)
-            self._reporter.report("checkpoint", asdict(saved), at_once=True)
-        before_last = state.step - self._plan.checkpoint.every_steps
-        record.told = [(kind, data) for kind, data in record.told if int(str(data["step"])) > before_last]
-
-    def _take_state(self, exchange: Exchange) -> None:
-        """Begin at the newest checkpoint: the first member reads it and passes it on to the others."""
-        engine, state, operation = self._engine, self._engine.state, "transfer of the state"
-        own: dict[int, torch.Tensor] = {}
-        header: dict[str, Any] = {}
-        if exchange.rank == 0:
+            self._checkpoints.sweep(())
             content = self._checkpoints.load_newest()
             if content is not None:
-                own, self._record = restore(state, content, engine.vectors.take)
-            header = {"step": state.step, "carries": state.carried is not None, "record": asdict(self._record)}
-        header = exchange.tell(operation, header)
-        state.step, self._record = header["step"], Record(**header["record"])
-        if not state.step:
-            return
-        carried = []
-        if header["carries"]:
-            mean = state.carried.mean if state.carried else engine.vectors.take()[: engine.flat.parameters]
-            carried = [mean]
-        tensors = [state.weights, *state.optimizer.values(), *state.others, *carried]
-        exchange.spread(operation, state.step, tensors, 0)
-        if carried:
-            by_shard = self._plan.method.perturbs_by_shard
-            mine = exchange.deal(operation, state.step, own, mean) if by_shard else {}
-            state.carried = Gradients(mean, mine)
+                self._has_parts = True
+                engine.make_room(state, carried=content["carries"])
+                self._record = restore(state, content)
+                header = {"found": True} | self._header()
+        header = exchange.tell(_TRANSFER, 0, header)
+        if header["found"]:
+            self._has_parts = True
+            if exchange.rank:
+                engine.make_room(state, carried=header["carries"])
+            exchange.spread(_TRANSFER, header["step"], state.tensors(), 0)
+            self._stand_at(header)
+        self._has_state, self._has_parts = True, False
+        if exchange.rank == 0:
+            self._tell_again()
+            if engine.state.step:
+                self._reporter.report("checkpoint", asdict(self._checkpoints.describe(engine.state.step)))
 
-    def _announce(self, exchange: Exchange) -> None:
-        """Report how this generation came about, and at what cost."""
-        plan, step, view = self._plan, self._engine.state.step, self._seat.view
-        assert view is not None
-        lost = self._lost or _Loss(None, self._reached_before, "")
-        reached = exchange.highest("transfer of the state", max(lost.step, step))
-        seconds = exchange.highest("transfer of the state", time.monotonic() - lost.at if lost.at else 0.0)
-        survivor = int(exchange.highest("transfer of the state", exchange.rank + 1.0 if self._lost else 0.0)) - 1
-        reason = exchange.tell("transfer of the state", lost.reason, max(survivor, 0))  # rank 0 may be the newcomer
-        if exchange.rank:
-            return
-        cause = "loss" if view.generation > 1 else "resume" if step or self._reached_before else "start"
-        engine, size = self._engine, exchange.hosts.workers
+    def _hand_over(self, exchange: Exchange, view: View) -> None:
+        """Pass the state from the source to those who are behind."""
+        engine, source, behind = self._engine, view.source, view.behind
+        assert source is not None
+        if exchange.rank == source:
+            exchange.tell(_TRANSFER, engine.state.step, self._header(), source, behind)
+            exchange.spread(_TRANSFER, engine.state.step, engine.state.tensors(), source, behind)
+        elif exchange.rank in behind:
+            header = exchange.tell(_TRANSFER, engine.state.step, None, source, behind)
+            # what this worker has stays whole until all has come, in case the source is lost meanwhile
+            state = engine.blank_state() if self._has_state else engine.state
+            self._has_parts = not self._has_state
+            engine.make_room(state, carried=header["carries"])
+            exchange.spread(_TRANSFER, header["step"], state.tensors(), source, behind)
+            engine.state = state
+            self._stand_at(header)
+            self._has_state, self._has_parts = True, False
+
+    def _header(self) -> dict[str, Any]:
+        state = self._engine.state
+        return {
+            "step": state.step,
+            "settled": state.settled,
+            "carries": state.carried is not None,
+            "batch": None if state.origin is None else state.origin.batch,
+            "record": asdict(self._record),
+        }
+
+    def _stand_at(self, header: dict[str, Any]) -> None:
+        state = self._engine.state
+        state.step, state.settled, self._record = header["step"], header["settled"], Record(**header["record"])
+        if state.origin is not None:
+            state.origin.batch = header["batch"]
+
+    def _tell_again(self) -> None:
+        """Report what is trained, and what others may not have passed on."""
+        engine = self._engine
         self._reporter.report(
             "task",
             {
@@ -211,33 +246,127 @@ class Worker:
                 "dtype": str(engine.flat.dtype).removeprefix("torch."),
             },
         )
-        if step:
-            for kind, data in self._record.told:
-                self._reporter.report(kind, data)
-            self._reporter.report("checkpoint", asdict(self._checkpoints.describe(step)))
-        self._reporter.report(
-            "elastic",
-            {
-                "cause": cause,
-                "generation": view.generation,
-                "step": step,
-                "steps_lost": int(reached) - step,
-                "samples_replayed": (int(reached) - step) * plan.batch_size,
-                "recovery_seconds": round(seconds, 3),
-                "workers_before": 0 if view.generation == 1 else size,
-                "workers_after": size,
-                "detail": reason,
-            },
-            at_once=True,
-        )
+        for kind, data, _ in self._record.told:
+            self._reporter.report(kind, data)
+
+    # Steps, and what follows them
+
+    def _committed(self, done: StepReport, seconds: float) -> None:
+        """Take note of a step."""
+        step, record = self._engine.state.step, self._record
+        record.seconds += seconds
+        record.window.append(done.loss)
+        record.last = {
+            "perturbed_loss": done.perturbed_loss,
+            "gradient_norm": done.gradient_norm,
+            "lr": done.lr,
+            "rho": done.rho,
+            "seconds": {phase: round(value, 6) for phase, value in done.seconds.items()},
+        }
+        self._seat.committed(step, seconds)
+        if self._first_step is not None:
+            self._seat.resumed(self._first_step, self._pause_s)
+            self._first_step = None
+        self._went_on_at = time.monotonic()
+
+    def _settle(self, exchange: Exchange) -> None:
+        """Do what follows the last commit."""
+        plan, state, record = self._plan, self._engine.state, self._record.copy()
+        step, last = state.step, state.step == self._engine.steps
+        if step == 0:
+            self._engine.start(exchange)
+        elif step % plan.report.every_steps == 0 or step == 1 or last:
+            self._report_metrics(record, exchange)
+        every = plan.evaluate.every_epochs
+        if step and (last or (every and step % (every * self._per_epoch) == 0)):
+            self._evaluate(record, exchange)
+        saves = step and step % plan.checkpoint.every_steps == 0 and not last
+        if saves:
+            before_last = step - plan.checkpoint.every_steps
+            old = time.time() - _PASSED_ON_S
+            record.told = [entry for entry in record.told if entry[1]["step"] > before_last or entry[2] > old]
+        self._record, state.settled = record, True
+        if saves and exchange.rank == 0:
+            self._save()
+        elif saves and self._faults is not None:
+            self._strike("checkpointing", step - 1)
+        self._went_on_at = time.monotonic()
+
+    def _report_metrics(self, record: Record, exchange: Exchange) -> None:
+        step, window, record.window = self._engine.state.step, record.window, []
+        data: dict[str, JsonValue] = {
+            "step": step,
+            "epoch": round(step / self._per_epoch, 4),
+            "loss": sum(window) / len(window),
+            **record.last,
+            "seconds_per_step": round(record.seconds / step, 6),
+        }
+        self._tell(record, "metrics", data, exchange, at_once=step == 1)
+
+    def _evaluate(self, record: Record, exchange: Exchange) -> None:
+        step = self._engine.state.step
+        for split, data in self._engine.task.evaluations().items():
+            with self._seat.patient():
+                measured = evaluate(self._engine, exchange, data)
+            entry: dict[str, JsonValue] = {"step": step, "epoch": round(step / self._per_epoch, 4), "split": split}
+            entry |= measured
+            record.evaluations.append(entry)
+            self._tell(record, "evaluation", entry, exchange)
+
+    def _tell(
+        self, record: Record, kind: str, data: dict[str, JsonValue], exchange: Exchange, *, at_once: bool = False
+    ) -> None:
+        record.told.append((kind, data, time.time()))
+        if exchange.rank == 0:
+            self._reporter.report(kind, data, at_once=at_once)
+
+    def _save(self) -> None:
+        """Write a checkpoint in the background."""
+        view = self._seat.view
+        writing = {member.name for member in view.members} if view else {self._seat.member.name}
+
+        def done(saved: Saved) -> None:
+            self._reporter.report("checkpoint", asdict(saved), at_once=True)
+            self._checkpoints.sweep(writing)
+
+        self._checkpoints.save(self._engine.state, self._record, done)
+
+    def _save_last(self) -> None:
+        """Write a checkpoint, and say so once it is durable: the run stops here."""
+        self._save()
+        self._checkpoints.settle()
+        self._reporter.settle()
+        self._seat.saved(self._engine.state.step)
+
+    # Faults on purpose
+
+    def _holds(self) -> bool:
+        """Wait while a planned fault needs a complete crew; say whether a change of members is asked for meanwhile."""
+        asked = False
+        while self._faults is not None and not asked and self._faults.waits(self._engine.state.step):
+            time.sleep(_HOLD_S)
+            asked = self._seat.asked
+            self._went_on_at = time.monotonic()
+        return asked
+
+    def _strike(self, phase: str, step: int) -> None:
+        exchange = self._seat.exchange
+        if self._faults is not None and exchange is not None:
+            self._faults.strike(phase, step, exchange.rank)
+
+    # The end
 
     def _finish(self, exchange: Exchange) -> dict[str, Any]:
-        """Write the model, see that everyone's reports have arrived, leave, and return the run's result."""
+        """Write the model, see that everyone's reports and files are complete, and return the run's result."""
         engine = self._engine
         if exchange.rank == 0:
             self._write_model()
+        self._checkpoints.settle()
         self._reporter.settle()
-        exchange.highest("end of the run", 0.0)
+        with self._seat.patient():
+            exchange.meet("end of the run", engine.state.step)
+        if exchange.rank == 0:
+            self._checkpoints.sweep(())
         self._seat.leave()
         evaluations = self._record.evaluations
         last = {entry["split"]: entry for entry in evaluations}

@@ -32,10 +32,21 @@ class Member:
 
 @dataclass(frozen=True)
 class View:
-    """Who is in: the members of one generation, in order of rank."""
+    """Who is in: the members of one generation, and how they come to stand at one place.
+
+    Attributes:
+        generation: Its number; no two views of a run share one.
+        members: In order of rank.
+        source: Rank that has the state, or None: begin from the newest checkpoint.
+        behind: Ranks that need the state.
+        save: Whether a checkpoint is to be written before the next step.
+    """
 
     generation: int
     members: tuple[Member, ...]
+    source: int | None = None
+    behind: tuple[int, ...] = ()
+    save: bool = False
 
 
 class Hosts:
@@ -44,13 +55,11 @@ class Hosts:
     Args:
         width: Number of shards.
         paired: Whether the two halves of a shard run in the same round, and so may run apart.
-        workers: Number of ranks, from 1 to ``width``, or to ``2 * width`` if paired.
+        workers: Number of ranks. More than ``width``, or ``2 * width`` if paired, are of no use; those beyond follow.
     """
 
     def __init__(self, width: int, *, paired: bool, workers: int) -> None:
         most = 2 * width if paired else width
-        if not 1 <= workers <= most:
-            raise ValueError(f"{width} shards give {most} halves at a time, which {workers} workers can't share")
         self.width, self.workers = width, workers
         self._of: Mapping[tuple[Kind, int], int] = {
             (kind, shard): (2 * shard + side if paired else shard) * workers // most

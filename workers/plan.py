@@ -41,8 +41,10 @@ class Workers(Settings):
     threads: Count = Field(
         1, description="threads inside one operation; fixed here, since a kernel's result can depend on them"
     )
-    deadline_s: Annotated[float, Field(gt=0)] = Field(
-        60.0, description="seconds after which a worker that doesn't answer in an exchange counts as lost"
+    deadline_s: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="seconds after which a worker that doesn't answer is replaced; left out: 10, or 5 median steps if "
+        "that is longer",
     )
 
 

@@ -21,7 +21,7 @@ class Report:
     """One record.
 
     Attributes:
-        kind: ``task``, ``metrics``, ``evaluation``, ``checkpoint``, ``elastic`` or ``log``.
+        kind: ``task``, ``metrics``, ``evaluation``, ``checkpoint``, ``elastic``, ``log``, or ``fault`` in a drill.
         data: Its fields, fit for JSON.
     """
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import textwrap
 from collections.abc import Iterator
@@ -115,15 +117,18 @@ def test_a_module_that_fails_to_import_is_one_sentence(commands: dict[str, Comma
     )
 
 
-def test_a_killed_run_is_resumed_by_the_same_command(tmp_path: Path, calm: Run) -> None:
-    """With the bits of an unbroken run, and each step's events once."""
-    (tmp_path / "JOB.yaml").write_text(yaml.safe_dump(spec("killed")))
+def test_a_run_that_was_killed_or_stopped_is_resumed_by_the_same_command(tmp_path: Path, calm: Run) -> None:
+    """With the bits of an unbroken run, and each step's events once; a stopped one loses no step."""
+    (tmp_path / "JOB.yaml").write_text(yaml.safe_dump(spec("broken", pace_s=0.02)))
     command = [*SAMPA, "train", "JOB.yaml", "--out", "out", "--code", str(CODE)]
     events = tmp_path / "out" / "events.jsonl"
 
     def seen() -> list[dict[str, Any]]:
         lines = events.read_text().splitlines() if events.exists() else []
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def of_kind(kind: str) -> list[dict[str, Any]]:
+        return [event["data"] for event in seen() if event["kind"] == kind]
 
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as first:
         until(lambda: any(event["kind"] == "checkpoint" for event in seen()) or None, "a checkpoint", 60, 0.05)
@@ -131,9 +136,22 @@ def test_a_killed_run_is_resumed_by_the_same_command(tmp_path: Path, calm: Run) 
     assert not (tmp_path / "out" / "model.safetensors").exists(), "it must be killed before its end"
     with events.open("a") as file:
         file.write('{"kind": "metr')  # what a kill in the middle of a line leaves
+    steps = len(of_kind("metrics"))
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True) as second:
+        until(lambda: len(of_kind("metrics")) > steps or None, "a step after those of before", 60, 0.05)
+        os.killpg(second.pid, signal.SIGINT)  # as a terminal does: to everything that was started in it
+        _, errors = second.communicate(timeout=60)
+    assert second.returncode == 130
+    assert "stopping with a checkpoint; once more stops at once" in errors
+    stopped = of_kind("checkpoint")[-1]["step"]
+    assert f"broken: stopped at step {stopped}; the same command goes on from there\n" in errors
+    assert "Traceback" not in errors
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
     whole = seen()
-    causes = [event["data"]["cause"] for event in whole if event["kind"] == "elastic"]
-    assert causes == ["start", "resume"]
+    start, killed, resume = of_kind("elastic")
+    assert [change["cause"] for change in (start, killed, resume)] == ["start", "resume", "resume"]
+    assert (resume["step"], resume["steps_lost"]) == (stopped, 0)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (result["restarts"], result["steps_lost"]) == (2, killed["steps_lost"])
     metrics, evaluations = ([e["data"] for e in whole if e["kind"] == kind] for kind in ("metrics", "evaluation"))
     Run(measured(metrics), evaluations, load_file(tmp_path / "out" / "model.safetensors")).assert_same(calm)

@@ -122,6 +122,13 @@ def running(store: Store, job: Job) -> Job:
     return store.move(job.id, State.RUNNING)
 
 
+def elastic(cause: str, step: int, before: int, after: int, **costs: Any) -> tuple[str, dict[str, Any]]:
+    """Return the report of a change of workers."""
+    free = {"steps_lost": 0, "samples_replayed": 0, "recovery_seconds": 0.0, "detail": ""}
+    change = {"cause": cause, "generation": 1, "step": step, "workers_before": before, "workers_after": after}
+    return ("elastic", {**change, **free, **costs})
+
+
 def metrics(steps: range) -> list[tuple[str, dict[str, Any]]]:
     """Return a report of each step."""
     return [("metrics", {"step": step, "epoch": 0, "loss": 1.0 / step, "lr": 0.05}) for step in steps]

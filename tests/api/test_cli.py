@@ -18,7 +18,7 @@ from sampa.service.states import State
 from sampa.service.store import Job, Store
 from typer.testing import CliRunner, Result
 
-from .conftest import metrics
+from .conftest import elastic, metrics
 from .processes import ServerProcess, run_job, server_process, until
 from .test_jobfile import GOOD
 
@@ -96,6 +96,36 @@ def test_every_command_shows_what_it_knows(server: ServerProcess, ended: Job, tm
     assert good(server.run("cancel", ended.id)) == f"job {ended.id} SUCCEEDED\n"
 
 
+def test_a_job_is_paused_resized_and_resumed(server: ServerProcess, shared: Store) -> None:
+    job = run_job(shared, "steered")
+    assert good(server.run("pause", job.id)) == f"job {job.id} PAUSING\n"
+    waiting = server.start_command("pause", job.id, "--wait")
+    assert good(server.run("resize", job.id, "--workers", "1")) == f"job {job.id} PAUSING with at most 1 workers\n"
+    assert "can't be resumed; wait until" in complaint(server.run("resume", job.id), 2)
+    shared.move(job.id, State.PAUSED, attempt=1)
+    assert waiting.communicate(timeout=30) == (f"job {job.id} PAUSED\n", "")
+    assert good(server.run("resume", job.id)).startswith(f"job {job.id} ")
+    assert "at most 2 x pairs = 2" in complaint(server.run("resize", job.id, "--workers", "3"), 2)
+    assert server.run("resize", job.id, "--workers", "0").exit_code == 2
+    shared.cancel(job.id)
+
+
+def test_what_changes_of_workers_have_cost_is_told(server: ServerProcess, shared: Store) -> None:
+    job = run_job(shared, "elastic")
+    lost = {"steps_lost": 1, "samples_replayed": 64, "recovery_seconds": 0.4, "detail": "worker 1 ended"}
+    changes = [elastic("start", 0, 0, 2), elastic("loss", 7, 2, 1, **lost)]
+    shared.append(job.id, changes, attempt=1, progress={"step": 8, "workers": 1})
+    shared.resize(job.id, 1)
+    shown = good(server.run("show", job.id))
+    assert "workers   1 of at most 1" in shown
+    assert "changes   2 from step 0, 1 from step 7" in shown
+    assert "cost      1 restarts, 1 steps lost (64 samples), 0.4 s of standing still" in shown
+    *_, loss, resize = good(server.run("events", job.id)).splitlines()
+    assert "loss at step 7: 2 -> 1 workers, 1 steps lost (64 samples), 0.4 s of standing still; worker 1 ended" in loss
+    assert resize.endswith("resize      at most 1 workers from now on")
+    shared.cancel(job.id)
+
+
 def test_following_a_job_that_has_ended_tells_how(server: ServerProcess, ended: Job) -> None:
     lines = good(server.run("events", ended.id, "--follow")).splitlines()
     assert len(lines) == 12
@@ -152,7 +182,8 @@ def test_bad_input_is_one_sentence_and_code_2(server: ServerProcess, file: Path)
 
 
 def test_a_server_that_is_not_there_is_one_sentence_and_code_3(server: ServerProcess, file: Path) -> None:
-    for command in (["jobs"], ["submit", str(file)], ["show", "x"], ["cancel", "x"]):
+    steering = (["cancel", "x"], ["pause", "x"], ["resume", "x"], ["resize", "x", "--workers", "1"])
+    for command in (["jobs"], ["submit", str(file)], ["show", "x"], *steering):
         sentence = complaint(server.run(*command, "--url", "http://127.0.0.1:9"), 3)
         assert "no server answers at http://127.0.0.1:9" in sentence
         assert "sampa serve" in sentence
@@ -167,6 +198,7 @@ def test_the_version_and_the_help_are_there() -> None:
     assert shown("--version").startswith("sampa ")
     commands = shown("--help")
     names = ("serve", "train", "submit", "jobs", "show", "events", "metrics", "checkpoints", "model", "cancel")
+    names += ("pause", "resume", "resize")
     assert all(f"\n  {name} " in commands for name in names)
     for name in names[2:]:
         assert all(option in shown(name, "--help") for option in ("--url", "--token", "--state-dir"))

@@ -27,6 +27,20 @@ def test_a_job_goes_in_and_its_record_comes_back(client: Client, store: Store) -
     assert client.openapi()["info"]["title"] == "sampa"
 
 
+def test_a_job_is_steered(client: Client, store: Store) -> None:
+    job_id = client.submit(SPEC)["id"]
+    assert client.pause(job_id)["state"] == "PAUSED"
+    assert client.resize(job_id, 1)["workers"] == {"wanted": 1, "now": 0}
+    assert client.resume(job_id)["state"] == "QUEUED"
+    with pytest.raises(SampaError, match=r"at most 2 x pairs = 2") as caught:
+        client.resize(job_id, 3)
+    assert caught.value.status == 422
+    client.cancel(job_id)
+    with pytest.raises(SampaError, match="is CANCELLED and can't be paused") as caught:
+        client.pause(job_id)
+    assert caught.value.status == 409
+
+
 def test_all_pages_are_walked(client: Client, store: Store) -> None:
     spec = JobSpec.model_validate(SPEC)
     ids = [store.submit(spec)[0].id for _ in range(203)][::-1]

@@ -12,7 +12,7 @@ from sampa.service.specs import JobSpec
 from sampa.service.states import State
 from sampa.service.store import Job, Store
 
-from .conftest import SPEC, metrics
+from .conftest import SPEC, elastic, metrics
 from .fakes import IdleReconciler
 from .test_problems import problem
 
@@ -32,13 +32,15 @@ def test_a_job_is_created_and_can_be_found(http: httpx.Client, reconciler: IdleR
     assert reconciler.woken == 1
     shown = http.get(answer.headers["location"]).json()
     assert [entry["state"] for entry in shown.pop("transitions")] == ["QUEUED"]
+    nothing = {"restarts": 0, "steps_lost": 0, "samples_replayed": 0, "recovery_seconds": 0.0, "workers": []}
+    assert shown.pop("elastic") == nothing
     assert shown == job
 
 
 def test_a_job_shows_all_its_fields(http: httpx.Client, job: Job) -> None:
     assert http.get(f"/v1/jobs/{job.id}").json().keys() == {
         *("id", "name", "state", "reason", "attempt", "restarts", "created_at", "updated_at", "started_at", "ended_at"),
-        *("progress", "transitions", "spec", "result"),
+        *("progress", "transitions", "spec", "result", "workers", "elastic"),
     }
 
 
@@ -141,6 +143,81 @@ def test_a_job_that_has_ended_stays_as_it_is_when_cancelled(http: httpx.Client, 
     store.move(running.id, State.SUCCEEDED, result={"steps": 3})
     answer = http.post(f"/v1/jobs/{running.id}/cancel")
     assert (answer.status_code, answer.json()["state"]) == (202, "SUCCEEDED")
+
+
+def test_pausing_and_resuming_twice_is_no_error(
+    http: httpx.Client, store: Store, job: Job, reconciler: IdleReconciler
+) -> None:
+    def ask(what: str) -> str:
+        answer = http.post(f"/v1/jobs/{job.id}/{what}")
+        assert (answer.status_code, answer.headers["location"]) == (202, f"/v1/jobs/{job.id}")
+        return str(answer.json()["state"])
+
+    assert [ask(what) for what in ("pause", "pause", "resume", "resume")] == ["PAUSED", "PAUSED", "QUEUED", "QUEUED"]
+    assert reconciler.woken == 4
+    store.claim(max_running=1)
+    assert [ask(what) for what in ("resume", "pause", "pause")] == ["STARTING", "PAUSING", "PAUSING"]
+
+
+@pytest.mark.parametrize(
+    ("what", "body", "words"),
+    [
+        ("pause", None, "is SUCCEEDED and can't be paused; it has ended; submit it again as a new job"),
+        ("resume", None, "is SUCCEEDED and can't be resumed; it has ended; submit it again as a new job"),
+        ("resize", {"workers": 1}, "is SUCCEEDED and can't be resized; it has ended; submit it again as a new job"),
+    ],
+)
+def test_a_job_that_has_ended_can_not_be_steered(
+    http: httpx.Client, store: Store, running: Job, what: str, body: Any, words: str
+) -> None:
+    store.move(running.id, State.SUCCEEDED, result={"steps": 3})
+    document = problem(http.post(f"/v1/jobs/{running.id}/{what}", json=body), 409, "wrong-state")
+    assert (document["detail"], document["state"]) == (f"job {running.id} {words}", "SUCCEEDED")
+
+
+def test_a_job_on_its_way_to_paused_or_cancelled_can_not_be_resumed(http: httpx.Client, running: Job) -> None:
+    http.post(f"/v1/jobs/{running.id}/pause")
+    answer = http.post(f"/v1/jobs/{running.id}/resume")
+    assert "is PAUSING and can't be resumed; wait until" in problem(answer, 409, "wrong-state")["detail"]
+    http.post(f"/v1/jobs/{running.id}/cancel")
+    for what in ("pause", "resume"):
+        answer = http.post(f"/v1/jobs/{running.id}/{what}")
+        assert "is CANCELLING and can't be" in problem(answer, 409, "wrong-state")["detail"]
+
+
+def test_a_job_is_resized_and_shows_what_it_has_and_what_it_is_to_have(
+    http: httpx.Client, store: Store, running: Job
+) -> None:
+    def resize(workers: int) -> dict[str, int]:
+        answer = http.post(f"/v1/jobs/{running.id}/resize", json={"workers": workers})
+        assert (answer.status_code, answer.json()["state"]) == (202, "RUNNING")
+        count: dict[str, int] = answer.json()["workers"]
+        return count
+
+    store.append(running.id, [elastic("start", 0, 0, 2)], attempt=1, progress={"step": 1, "workers": 2})
+    assert [resize(workers) for workers in (1, 1, 2)] == [{"wanted": wanted, "now": 2} for wanted in (1, 1, 2)]
+    events = http.get(f"/v1/jobs/{running.id}/events", params={"kind": "resize"}).json()["items"]
+    assert [event["data"] for event in events] == [{"workers": 1}, {"workers": 2}]
+    store.move(running.id, State.PAUSING)
+    store.move(running.id, State.PAUSED)
+    assert http.get(f"/v1/jobs/{running.id}").json()["workers"] == {"wanted": 2, "now": 0}
+
+
+def test_what_changes_of_workers_have_cost_is_summed_up_over_all_attempts(
+    http: httpx.Client, store: Store, running: Job
+) -> None:
+    lost = {"steps_lost": 1, "samples_replayed": 64, "recovery_seconds": 0.4}
+    store.append(running.id, [elastic("start", 0, 0, 2), elastic("loss", 7, 2, 1, **lost)], attempt=1)
+    store.move(running.id, State.STARTING, next_attempt=True)
+    resumed = {"steps_lost": 3, "samples_replayed": 192, "recovery_seconds": 5.0}
+    store.append(running.id, [elastic("resume", 5, 0, 2, **resumed), elastic("leave", 9, 2, 1)], attempt=2)
+    assert http.get(f"/v1/jobs/{running.id}").json()["elastic"] == {
+        "restarts": 2,
+        "steps_lost": 4,
+        "samples_replayed": 256,
+        "recovery_seconds": 5.4,
+        "workers": [[0, 2], [7, 1], [5, 2], [9, 1]],
+    }
 
 
 def test_events_come_in_pages_without_gap(http: httpx.Client, store: Store, running: Job) -> None:

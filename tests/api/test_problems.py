@@ -208,6 +208,26 @@ def test_a_method_that_a_path_does_not_take_is_a_problem(
     assert allowed in document["detail"]
 
 
+@pytest.mark.parametrize(
+    ("body", "pointer", "detail"),
+    [
+        ({"workers": 3}, "/workers", "workers must be at most 2 x pairs = 2, since more can't be of use to job"),
+        ({"workers": 0}, "/workers", "workers must be at least 1, but is 0."),
+        ({"workers": 1.5}, "/workers", "workers must be a valid integer, but is 1.5."),
+        ({}, "/workers", "workers is missing; add it."),
+        ({"worker": 1, "workers": 1}, "/worker", "worker is not a known field; did you mean workers?"),
+        ([1], "", "the body must be an object with named fields, but is a list."),
+    ],
+)
+def test_a_resize_that_is_not_valid_names_the_field(
+    http: httpx.Client, store: Store, job: Job, body: Any, pointer: str, detail: str
+) -> None:
+    document = problem(http.post(f"/v1/jobs/{job.id}/resize", json=body), 422, "invalid-request")
+    assert document["detail"].startswith(detail)
+    assert document["errors"][0]["pointer"] == pointer
+    assert store.job(job.id) == job
+
+
 def test_a_misspelt_parameter_is_refused(http: httpx.Client) -> None:
     document = problem(http.get("/v1/jobs", params={"stat": "FAILED"}), 422, "invalid-request")
     assert document["detail"] == "stat is not a known field; did you mean state?"

@@ -41,8 +41,7 @@ NOT_SHOWN = (
 SGD = {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 
 
-@ray.remote(num_cpus=0)
-class Racer:
+class Contestant:
     """Holds a plain torch loop, or one worker of our engine, and takes steps when asked to."""
 
     def __init__(self) -> None:
@@ -83,8 +82,9 @@ class Racer:
         built = getattr(models, task)()
         engine = Engine(plan, built, TrainingData(built.train, None, plan), plan.steps)
         place = seat_of(plan, coordinator, seat, run, deadline_s=60)
-        engine.start(place.exchange(0))
-        self._step = lambda number: engine.advance(place.exchange(number)).seconds
+        exchange = place.enter(None)
+        engine.start(exchange)
+        self._step = lambda number: engine.advance(exchange).seconds
 
     def turn(self, first: int, steps: int) -> tuple[float, list[dict[str, float]]]:
         """Take some steps; return seconds per step and what each spent by phase."""
@@ -95,6 +95,9 @@ class Racer:
     def peak_bytes(self) -> int:
         """Return the most memory this process has held."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+Racer = ray.remote(num_cpus=0)(Contestant)
 
 
 def team(size: int, task: str, **fields: object) -> list:

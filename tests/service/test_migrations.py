@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from sampa.service import migrations
 from sampa.service.records import StoreTooNew
+from sampa.service.states import State
 from sampa.service.store import Store
 from sampa.service.tables import metadata, open_engine
 from sqlalchemy import create_engine, make_url, text
 
 from .samples import spec_of
+
+TIME = "2026-01-01T00:00:00.000000+00:00"
+OLD = {
+    "id": "old",
+    "name": "sample",
+    "state": "PAUSED",
+    "reason": "",
+    "spec": spec_of().model_dump_json(by_alias=True),
+    "attempt": 1,
+    "restarts": 0,
+    "losses": 0,
+    "launched": True,
+    "created_at": TIME,
+    "updated_at": TIME,
+    "progress": "{}",
+    "last_event": 0,
+    "version": 1,
+}
 
 
 def test_the_migrated_tables_are_those_of_the_code(store: Store, store_url: str) -> None:
@@ -25,6 +49,26 @@ def test_migrating_again_changes_nothing(store: Store) -> None:
     job, _ = store.submit(spec_of())
     store.migrate()
     assert store.job(job.id) == job
+
+
+def test_a_store_of_the_first_version_keeps_its_jobs(store_url: str) -> None:
+    engine = open_engine(store_url)
+    with engine.execution_options(writes=True).begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(
+            text(f"INSERT INTO jobs ({', '.join(OLD)}) VALUES ({', '.join(map(':{}'.format, OLD))})"), OLD
+        )
+    engine.dispose()
+    store = Store(store_url)
+    store.migrate()
+    job = store.job("old")
+    assert (job.state, job.spec, job.workers, job.wanted_workers) == (State.PAUSED, spec_of(), None, 2)
+    assert store.resize("old", 1).workers == 1
+    assert [event.kind for event in store.events("old")] == ["resize"]
+    store.close()
 
 
 def test_a_store_of_a_newer_version_is_left_alone(store: Store, store_url: str) -> None:

@@ -65,8 +65,10 @@ class TestDecide:
             (RUNNING, False, None, Decision.RESUBMIT),
             (PAUSING, True, "RUNNING", Decision.KEEP),
             (PAUSING, True, "SUCCEEDED", Decision.END),
-            (CANCELLING, True, "RUNNING", Decision.STOP),
-            (CANCELLING, True, "PENDING", Decision.STOP),
+            (PAUSING, True, "FAILED", Decision.END),
+            (PAUSING, True, None, Decision.END),
+            (CANCELLING, True, "RUNNING", Decision.KEEP),
+            (CANCELLING, True, "PENDING", Decision.KEEP),
             (CANCELLING, True, "STOPPED", Decision.END),
             (CANCELLING, True, "FAILED", Decision.END),
             (CANCELLING, True, None, Decision.END),
@@ -74,21 +76,32 @@ class TestDecide:
         ],
     )
     def test_the_table(self, state: State, launched: bool, ray_says: str | None, decision: Decision) -> None:
-        assert decide(a_job(state=state, launched=launched), ray_says) is decision
+        assert decide(a_job(state=state, launched=launched), ray_says, for_s=1) is decision
+
+    @pytest.mark.parametrize(("state", "patience_s"), [(CANCELLING, 10), (PAUSING, 60)])
+    def test_a_runner_that_does_not_stop_by_itself_is_ended(self, state: State, patience_s: int) -> None:
+        job = a_job(state=state)
+        assert decide(job, "RUNNING", for_s=patience_s - 1) is Decision.KEEP
+        assert decide(job, "RUNNING", for_s=patience_s) is Decision.STOP
+        assert decide(job, "STOPPED", for_s=patience_s) is Decision.END
+
+    @pytest.mark.parametrize("state", [CANCELLING, PAUSING])
+    def test_a_runner_that_has_nothing_to_write_yet_is_ended_at_once(self, state: State) -> None:
+        assert decide(a_job(state=state, started_at=None), "RUNNING", for_s=0) is Decision.STOP
 
     def test_a_vanished_runner_is_given_up_after_its_restarts(self) -> None:
-        assert decide(a_job(restarts=2), "FAILED") is Decision.RESTART
-        assert decide(a_job(restarts=3), "FAILED") is Decision.GIVE_UP
+        assert decide(a_job(restarts=2), "FAILED", 0) is Decision.RESTART
+        assert decide(a_job(restarts=3), "FAILED", 0) is Decision.GIVE_UP
 
     def test_lost_clusters_do_not_use_up_the_restarts_but_are_bounded_too(self) -> None:
-        assert decide(a_job(restarts=3), None) is Decision.RESUBMIT
-        assert decide(a_job(losses=LOSSES_ALLOWED), "FAILED") is Decision.RESTART
-        assert decide(a_job(losses=LOSSES_ALLOWED), None) is Decision.GIVE_UP
+        assert decide(a_job(restarts=3), None, 0) is Decision.RESUBMIT
+        assert decide(a_job(losses=LOSSES_ALLOWED), "FAILED", 0) is Decision.RESTART
+        assert decide(a_job(losses=LOSSES_ALLOWED), None, 0) is Decision.GIVE_UP
 
     def test_every_case_has_a_decision(self) -> None:
         words = [None, "PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"]
         for state, launched, ray_says in itertools.product(OCCUPYING, [True, False], words):
-            assert isinstance(decide(a_job(state=state, launched=launched), ray_says), Decision)
+            assert isinstance(decide(a_job(state=state, launched=launched), ray_says, 0), Decision)
 
 
 class TestStarting:
@@ -117,6 +130,7 @@ class TestStarting:
             "SAMPA_STORE_URL": settings.store_url,
             "SAMPA_ATTEMPT": "1",
             **TRAIN_VARIABLES,
+            "RAY_JOB_STOP_WAIT_TIME_S": "10",
         }
 
     def test_a_start_cut_off_before_the_submit_is_made_up_for(
@@ -283,6 +297,60 @@ class TestCancelling:
         assert store.job(ids[2]).state is STARTING
 
 
+class TestStopping:
+    """Of runners that train."""
+
+    @pytest.fixture
+    def job_id(self, store: Store, reconciler: Reconciler) -> str:
+        job_id = submitted(store)
+        reconciler.step()
+        store.move(job_id, RUNNING, attempt=1)
+        return job_id
+
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        now = [0.0]
+        monkeypatch.setattr(reconciler_module.time, "monotonic", lambda: now[0])
+        return now
+
+    def test_they_are_given_their_time_and_each_state_its_own(
+        self, store: Store, ray: FakeRay, reconciler: Reconciler, job_id: str, clock: list[float]
+    ) -> None:
+        store.pause(job_id)
+        for clock[0] in (0.0, 59.0):
+            reconciler.step()
+        store.cancel(job_id)
+        for clock[0] in (61.0, 70.0):
+            reconciler.step()
+        assert ray.stopped == []
+        clock[0] = 71.0
+        reconciler.step()
+        assert ray.stopped == [f"sampa-{job_id}-1"]
+
+    def test_one_that_has_ended_by_then_leaves_its_job_paused_and_its_place_free(
+        self, store: Store, ray: FakeRay, reconciler: Reconciler, job_id: str
+    ) -> None:
+        waiting = [submitted(store) for _ in range(2)]
+        store.pause(job_id)
+        ray.submissions[f"sampa-{job_id}-1"] = "SUCCEEDED"
+        reconciler.step()
+        job = store.job(job_id)
+        assert (job.state, job.reason) == (State.PAUSED, "paused by request")
+        assert [store.job(each).state for each in waiting] == [STARTING, STARTING]
+
+    def test_a_resumed_job_is_started_as_the_next_attempt(
+        self, store: Store, ray: FakeRay, reconciler: Reconciler, job_id: str
+    ) -> None:
+        store.pause(job_id)
+        store.move(job_id, State.PAUSED, attempt=1)
+        reconciler.step()
+        assert len(ray.started) == 1
+        store.resume(job_id)
+        reconciler.step()
+        assert ray.started[1:] == [f"sampa-{job_id}-2"]
+        assert store.job(job_id).restarts == 0
+
+
 class TestRunning:
     @pytest.fixture
     def stop(self) -> Iterator[threading.Event]:
@@ -352,10 +420,11 @@ def a_job(**changes: Any) -> Job:
         launched=True,
         created_at=now,
         updated_at=now,
-        started_at=None,
+        started_at=now,
         ended_at=None,
         progress={},
         result=None,
+        workers=None,
         last_event=1,
         version=1,
     )

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 from sampa.service import runner
-from sampa.service.runner import advance, is_due, patiently, run
+from sampa.service.runner import Wanted, advance, is_due, patiently
 from sampa.service.settings import ServiceSettings
 from sampa.service.states import State
-from sampa.service.store import Job, Store, StoreUnavailable
+from sampa.service.store import Job, Store, StoreUnavailable, Superseded
+from sampa.service.told import Told
 from sampa.workers.reports import Report
 
 from .samples import spec_of, wait_until
@@ -24,8 +25,10 @@ Reports = Sequence[Report]
 
 
 class Outcome:
-    def __init__(self, succeeded: bool, reason: str = "", result: dict[str, Any] | None = None) -> None:
-        self.succeeded, self.reason, self.result = succeeded, reason, result or {}
+    def __init__(
+        self, succeeded: bool, reason: str = "", result: dict[str, Any] | None = None, stopped: bool = False
+    ) -> None:
+        self.succeeded, self.reason, self.result, self.stopped = succeeded, reason, result or {}, stopped
 
 
 class FakeTrain:
@@ -49,6 +52,7 @@ class FakeTrain:
 
 TASK = Report("task", {"steps": 40, "steps_per_epoch": 10, "parameters": 7, "training_rows": 80})
 GOOD = Outcome(True, result={"metrics": {"accuracy": 0.9}})
+STOPPED = Outcome(False, "paused by request", stopped=True)
 
 
 def metrics(*steps: int) -> list[Report]:
@@ -71,6 +75,14 @@ def job(store: Store) -> Job:
     return job
 
 
+def run(store: Store, directory: Path, job_id: str, attempt: int, train: Any, told: Told | None = None) -> int:
+    return runner.run(store, directory, job_id, attempt, train, told or Told([]))
+
+
+def elastic(cause: str, step: int, workers: int) -> Report:
+    return Report("elastic", {"cause": cause, "step": step, "workers_after": workers})
+
+
 def kinds(store: Store, job: Job) -> list[str]:
     return [event.kind for event in store.events(job.id)]
 
@@ -87,7 +99,8 @@ def test_a_run_that_succeeds_leaves_its_reports_progress_and_result(store: Store
     assert done.progress == {"steps": 40, "steps_per_epoch": 10, "step": 2, "epoch": 0.2, "loss": 0.5, "accuracy": 0.5}
     assert kinds(store, job) == ["state"] * 3 + ["task", "metrics", "metrics", "evaluation", "state"]
     assert states(store, job) == ["QUEUED", "STARTING", "RUNNING", "SUCCEEDED"]
-    assert train.called_with == {"plan": job.spec, "directory": tmp_path, "attempt": 1, "reached": 0}
+    assert train.called_with.pop("orders")().stop == ""
+    assert train.called_with == {"plan": job.spec, "directory": tmp_path, "attempt": 1, "reached": 0, "past": []}
 
 
 def test_a_run_that_fails_leaves_its_reason(store: Store, job: Job, tmp_path: Path) -> None:
@@ -127,6 +140,17 @@ def test_what_a_resumed_run_reports_again_is_dropped(store: Store, job: Job, tmp
     assert store.job(job.id).progress["step"] == 30
 
 
+def test_a_resumed_run_is_told_what_changes_have_cost_before(store: Store, job: Job, tmp_path: Path) -> None:
+    first = [elastic("start", 0, 2), elastic("loss", 7, 1)]
+    run(store, tmp_path, job.id, 1, FakeTrain(first, end=OSError("lost")))
+    assert store.job(job.id).progress == {"workers": 1}
+    store.move(job.id, State.STARTING, attempt=1, next_attempt=True)
+    again = FakeTrain(metrics(8), end=OSError("lost"))
+    run(store, tmp_path, job.id, 2, again)
+    assert again.called_with["past"] == [report.data for report in first]
+    assert "workers" not in store.job(job.id).progress, "those of before are gone"
+
+
 def test_nothing_is_left_of_a_bundle_that_brings_nothing_new(store: Store, job: Job, tmp_path: Path) -> None:
     run(store, tmp_path, job.id, 1, FakeTrain([TASK, *metrics(5)], [TASK, *metrics(5)], end=GOOD))
     assert kinds(store, job).count("metrics") == 1
@@ -151,9 +175,121 @@ def test_a_runner_that_was_replaced_leaves_quietly(store: Store, job: Job, tmp_p
     assert kinds(store, job).count("task") == 1
 
 
+class TestStopped:
+    @pytest.mark.parametrize(
+        ("ask", "ended"), [(Store.pause, State.PAUSED), (Store.cancel, State.CANCELLED)], ids=["pause", "cancel"]
+    )
+    def test_as_the_store_wants_it_the_job_is_what_it_was_to_become(
+        self, store: Store, job: Job, tmp_path: Path, ask: Callable[[Store, str], Job], ended: State
+    ) -> None:
+        train = FakeTrain([TASK, *metrics(1)], end=STOPPED, before_end=lambda: ask(store, job.id))
+        assert run(store, tmp_path, job.id, 1, train) == 0
+        done = store.job(job.id)
+        assert (done.state, done.result, done.progress["step"]) == (ended, None, 1)
+        assert done.reason == f"{ended.lower()} by request"
+
+    def test_by_a_cancel_that_comes_while_it_pauses_it_is_cancelled(
+        self, store: Store, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        move = store.move
+
+        def move_late(job_id: str, to: State, **rest: Any) -> Job:
+            if to is State.PAUSED:
+                store.cancel(job_id)
+            return move(job_id, to, **rest)
+
+        monkeypatch.setattr(store, "move", move_late)
+        train = FakeTrain([TASK], end=STOPPED, before_end=lambda: store.pause(job.id))
+        assert run(store, tmp_path, job.id, 1, train) == 0
+        assert store.job(job.id).state is State.CANCELLED
+
+    def test_by_a_signal_alone_it_is_left_to_be_started_again(self, store: Store, job: Job, tmp_path: Path) -> None:
+        assert run(store, tmp_path, job.id, 1, FakeTrain([TASK], end=STOPPED)) == 1
+        assert store.job(job.id).state is State.RUNNING
+        assert "goes on from its newest checkpoint" in store.events(job.id)[-1].data["line"]
+
+    def test_before_it_has_begun_it_does_not_begin(self, store: Store, job: Job, tmp_path: Path) -> None:
+        store.pause(job.id)
+        train = FakeTrain([TASK], end=GOOD)
+        assert run(store, tmp_path, job.id, 1, train) == 0
+        assert train.called_with == {}
+        assert states(store, job) == ["QUEUED", "STARTING", "PAUSING", "PAUSED"]
+
+    @pytest.mark.parametrize("ask", [Store.pause, Store.cancel])
+    def test_what_is_reported_meanwhile_is_kept(
+        self, store: Store, job: Job, tmp_path: Path, ask: Callable[[Store, str], Job]
+    ) -> None:
+        def asked_at_first(plan: Any, directory: Path, *, on_reports: Callable[[Reports], None], **_: Any) -> Any:
+            ask(store, job.id)
+            on_reports([TASK, *metrics(1)])
+            return STOPPED
+
+        assert run(store, tmp_path, job.id, 1, asked_at_first) == 0
+        assert kinds(store, job)[-3:] == ["task", "metrics", "state"]
+        assert "RUNNING" not in states(store, job)
+
+    @pytest.mark.parametrize(("end", "state"), [(GOOD, State.SUCCEEDED), (Outcome(False, "no"), State.FAILED)])
+    def test_a_run_that_ends_while_it_is_to_pause_has_ended(
+        self, store: Store, job: Job, tmp_path: Path, end: Outcome, state: State
+    ) -> None:
+        run(store, tmp_path, job.id, 1, FakeTrain([TASK], end=end, before_end=lambda: store.pause(job.id)))
+        assert store.job(job.id).state is state
+
+
+class TestWanted:
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        now = [0.0]
+        monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+        return now
+
+    def test_it_follows_the_store_with_one_read_a_second(
+        self, store: Store, job: Job, clock: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wanted, reads, read = Wanted(store, job.id, 1, Told([])), [], store.job
+        monkeypatch.setattr(store, "job", lambda job_id: reads.append(job_id) or read(job_id))
+        assert (wanted.orders().workers, wanted.orders().stop, reads) == (None, "", [])
+        store.resize(job.id, 1)
+        assert wanted.orders().workers is None
+        clock[0] = 1.0
+        assert [wanted.orders().workers for _ in range(9)] == [1] * 9
+        assert len(reads) == 1
+        store.pause(job.id)
+        clock[0] = 2.0
+        assert wanted.orders().stop == "paused by request"
+        store.cancel(job.id)
+        clock[0] = 3.0
+        assert wanted.orders().stop == "cancelled by request"
+
+    def test_while_the_store_is_away_the_last_word_holds(
+        self, store: Store, job: Job, clock: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.resize(job.id, 1)
+        wanted = Wanted(store, job.id, 1, Told([]))
+
+        def away(_: str) -> Job:
+            raise StoreUnavailable("x", "gone")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "job", away)
+            clock[0] = 1.0
+            assert (wanted.orders().workers, wanted.orders().stop) == (1, "")
+        store.pause(job.id)
+        clock[0] = 2.0
+        assert wanted.orders().stop
+
+    def test_a_runner_that_was_replaced_learns_it(self, store: Store, job: Job, clock: list[float]) -> None:
+        wanted = Wanted(store, job.id, 1, Told([]))
+        store.move(job.id, State.STARTING, attempt=1, next_attempt=True)
+        clock[0] = 1.0
+        with pytest.raises(Superseded):
+            wanted.orders()
+
+
 def test_only_the_attempt_of_a_living_job_is_due(store: Store, job: Job) -> None:
     assert is_due(job, 1)
     assert not is_due(job, 2)
+    assert not is_due(store.pause(job.id), 1)
     assert not is_due(store.cancel(job.id), 1)
 
 
@@ -163,6 +299,7 @@ def test_only_the_attempt_of_a_living_job_is_due(store: Store, job: Job) -> None
         ("task", {"steps": 9, "parameters": 5}, {"loss": 1, "steps": 9}),
         ("metrics", {"step": 3, "epoch": 0.5, "loss": 2, "gradient_norm": 4}, {"step": 3, "epoch": 0.5, "loss": 2}),
         ("evaluation", {"step": 3, "loss": 5, "accuracy": 0.5}, {"loss": 1, "accuracy": 0.5}),
+        ("elastic", {"cause": "join", "step": 3, "workers_after": 2}, {"loss": 1, "workers": 2}),
         ("log", {"line": "x"}, {"loss": 1}),
     ],
 )
@@ -191,33 +328,74 @@ def test_a_store_that_stays_away_is_an_error_at_the_deadline() -> None:
 
 
 class TestProcess:
-    """The process itself, with a module in the trainer's place that reports once and then waits."""
+    """The process itself, with a function in the trainer's place that reports once and then waits for its orders."""
 
     CODE = """
 import sys, time
+from types import SimpleNamespace
 from sampa.service import runner
 from sampa.workers.reports import Report
-def train(plan, directory, *, on_reports, **_):
+def connected():
+    print("loading", flush=True)
+    time.sleep(float(sys.argv[2]))
+    return train
+def train(plan, directory, *, on_reports, orders, **_):
     on_reports([Report("log", {"line": "here"})])
-    time.sleep(60)
-runner._connected = lambda: train
+    while not orders().stop:
+        time.sleep(0.05)
+    on_reports([Report("checkpoint", {"step": 7})])
+    time.sleep(float(sys.argv[3]))
+    return SimpleNamespace(stopped=True)
+runner._connected = connected
 sys.exit(runner.main())
 """
 
-    def start(self, job: Job, settings: ServiceSettings, attempt: int) -> subprocess.Popen[bytes]:
+    def start(
+        self, job: Job, settings: ServiceSettings, attempt: int = 1, loads_s: float = 0, stops_s: float = 0
+    ) -> subprocess.Popen[bytes]:
         env = {
             **os.environ,
             "SAMPA_STATE_DIR": str(settings.state_dir),
             "SAMPA_STORE_URL": settings.store_url,
             "SAMPA_ATTEMPT": str(attempt),
         }
-        return subprocess.Popen([sys.executable, "-c", self.CODE, job.id], env=env)
+        command = [sys.executable, "-c", self.CODE, job.id, str(loads_s), str(stops_s)]
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE)
 
-    def test_it_ends_at_once_when_told_to(self, store: Store, job: Job, settings: ServiceSettings) -> None:
-        with self.start(job, settings, attempt=1) as process:
+    def test_told_to_end_it_has_a_checkpoint_written_and_asks_to_be_started_again(
+        self, store: Store, job: Job, settings: ServiceSettings
+    ) -> None:
+        with self.start(job, settings) as process:
             wait_until(lambda: store.job(job.id).state is State.RUNNING)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(3) == 0
+            assert process.wait(10) == 1
+        assert kinds(store, job)[-3:] == ["log", "checkpoint", "log"]
+        assert store.job(job.id).state is State.RUNNING
+
+    def test_told_twice_it_ends_at_once(self, store: Store, job: Job, settings: ServiceSettings) -> None:
+        with self.start(job, settings, stops_s=60) as process:
+            wait_until(lambda: store.job(job.id).state is State.RUNNING)
+            process.send_signal(signal.SIGTERM)
+            wait_until(lambda: "checkpoint" in kinds(store, job))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(3) == 128 + signal.SIGTERM
+
+    def test_told_before_it_trains_it_ends_at_once(self, job: Job, settings: ServiceSettings) -> None:
+        with self.start(job, settings, loads_s=60) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"loading\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(3) == -signal.SIGTERM
+
+    def test_it_sees_by_itself_that_its_job_is_to_pause(
+        self, store: Store, job: Job, settings: ServiceSettings
+    ) -> None:
+        with self.start(job, settings) as process:
+            wait_until(lambda: store.job(job.id).state is State.RUNNING)
+            store.pause(job.id)
+            assert process.wait(10) == 0
+        assert store.job(job.id).state is State.PAUSED
+        assert kinds(store, job)[-3:] == ["state", "checkpoint", "state"]
 
     def test_it_ends_before_it_loads_ray_when_it_is_not_due(self, job: Job, settings: ServiceSettings) -> None:
         with self.start(job, settings, attempt=2) as process:

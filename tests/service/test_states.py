@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from sampa.service.states import MOVES, OCCUPYING, State, cancelled_as, is_final, sources
+from sampa.service.states import (
+    MOVES,
+    OCCUPYING,
+    STOPPED_AS,
+    State,
+    cancelled_as,
+    goes_on,
+    is_final,
+    paused_as,
+    resumed_as,
+    sources,
+)
 
 ENDS = {State.SUCCEEDED, State.FAILED, State.CANCELLED}
 
@@ -28,6 +39,34 @@ def test_a_cancel_is_one_move_of_the_table_or_nothing(state: State) -> None:
     assert to is state or to in MOVES[state]
     assert is_final(to) or to is State.CANCELLING
     assert (to is State.CANCELLING) == (state in OCCUPYING)  # where a runner may exist, it is ended first
+
+
+@pytest.mark.parametrize(
+    ("state", "paused", "resumed"),
+    [
+        (State.QUEUED, State.PAUSED, State.QUEUED),
+        (State.STARTING, State.PAUSING, State.STARTING),
+        (State.RUNNING, State.PAUSING, State.RUNNING),
+        (State.PAUSING, State.PAUSING, None),
+        (State.PAUSED, State.PAUSED, State.QUEUED),
+        (State.CANCELLING, None, None),
+        *((state, None, None) for state in ENDS),
+    ],
+)
+def test_a_pause_and_a_resume_are_one_move_or_nothing_or_refused(
+    state: State, paused: State | None, resumed: State | None
+) -> None:
+    assert (paused_as(state), resumed_as(state)) == (paused, resumed)
+    assert all(to is None or to is state or to in MOVES[state] for to in (paused, resumed))
+
+
+def test_what_is_to_stop_has_one_way_to_go_but_by_a_cancel_or_an_end_of_its_own() -> None:
+    assert all(to in MOVES[state] and to not in OCCUPYING for state, to in STOPPED_AS.items())
+    assert MOVES[State.PAUSING] - {State.CANCELLING, State.SUCCEEDED, State.FAILED} == {STOPPED_AS[State.PAUSING]}
+
+
+def test_only_a_job_that_ends_trains_no_more() -> None:
+    assert {state for state in State if not goes_on(state)} == ENDS | {State.CANCELLING}
 
 
 def test_the_sources_of_a_state_are_those_that_may_enter_it() -> None:

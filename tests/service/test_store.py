@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 from sampa.service.states import MOVES, State
-from sampa.service.store import Job, KeyReused, MoveRefused, NoSuchJob, Store, StoreUnavailable, Superseded
+from sampa.service.store import (
+    Job,
+    KeyReused,
+    MoveRefused,
+    NoSuchJob,
+    NotNow,
+    Store,
+    StoreUnavailable,
+    Superseded,
+    TooManyWorkers,
+)
 
 from .samples import spec_of
 
@@ -90,6 +100,9 @@ class TestReading:
             lambda store: store.transitions(NOBODY),
             lambda store: store.move(NOBODY, State.STARTING),
             lambda store: store.cancel(NOBODY),
+            lambda store: store.pause(NOBODY),
+            lambda store: store.resume(NOBODY),
+            lambda store: store.resize(NOBODY, 1),
             lambda store: store.append(NOBODY, [("log", {})], attempt=1),
         ],
     )
@@ -112,7 +125,7 @@ class TestMove:
         job = store.move(running(store).id, State.SUCCEEDED, result={"metrics": {"accuracy": 0.9}})
         assert store.job(job.id).result == {"metrics": {"accuracy": 0.9}}
 
-    @pytest.mark.parametrize("to", [State.RUNNING, State.SUCCEEDED, State.FAILED, State.PAUSED, State.CANCELLING])
+    @pytest.mark.parametrize("to", [State.RUNNING, State.SUCCEEDED, State.FAILED, State.PAUSING, State.CANCELLING])
     def test_a_move_that_the_table_lacks_is_refused_and_changes_nothing(self, store: Store, to: State) -> None:
         job, _ = store.submit(spec_of())
         assert to not in MOVES[State.QUEUED]
@@ -164,6 +177,120 @@ class TestCancel:
         job = store.cancel(running(store).id)
         with pytest.raises(MoveRefused):
             store.move(job.id, State.SUCCEEDED, attempt=1)
+
+
+def ended(store: Store) -> Job:
+    return store.move(running(store).id, State.SUCCEEDED)
+
+
+def cancelling(store: Store) -> Job:
+    return store.cancel(running(store).id)
+
+
+def pausing(store: Store) -> Job:
+    return store.pause(running(store).id)
+
+
+class TestPauseAndResume:
+    def test_a_queued_job_rests_at_once_and_is_not_claimed(self, store: Store) -> None:
+        job, _ = store.submit(spec_of())
+        assert store.pause(job.id).state is State.PAUSED
+        assert store.claim(max_running=2) is None
+        assert store.resume(job.id).state is State.QUEUED
+        claimed = store.claim(max_running=2)
+        assert claimed is not None
+        assert (claimed.id, claimed.attempt) == (job.id, 1)
+
+    def test_a_running_job_is_paused_by_way_of_its_runner_and_goes_on_as_the_next_attempt(self, store: Store) -> None:
+        job = pausing(store)
+        assert (job.state, job.reason) == (State.PAUSING, "paused by request")
+        store.move(job.id, State.PAUSED, attempt=1)
+        assert store.resume(job.id).state is State.QUEUED
+        claimed = store.claim(max_running=2)
+        assert claimed is not None
+        assert (claimed.attempt, claimed.restarts, claimed.losses) == (2, 0, 0), "a pause is no restart"
+
+    def test_asking_again_changes_nothing(self, store: Store) -> None:
+        job = pausing(store)
+        assert store.pause(job.id) == job
+        paused = store.move(job.id, State.PAUSED)
+        assert store.pause(job.id) == paused
+        queued = store.resume(job.id)
+        assert store.resume(job.id) == queued
+        starting = store.claim(max_running=2)
+        assert store.resume(job.id) == starting
+        going = store.move(job.id, State.RUNNING)
+        assert store.resume(job.id) == going
+
+    def test_a_paused_job_is_cancelled_at_once(self, store: Store) -> None:
+        job = store.submit(spec_of())[0]
+        store.pause(job.id)
+        assert store.cancel(job.id).state is State.CANCELLED
+
+    @pytest.mark.parametrize(
+        ("make", "act", "words"),
+        [
+            (ended, Store.pause, "is SUCCEEDED and can't be paused; it has ended"),
+            (ended, Store.resume, "is SUCCEEDED and can't be resumed; it has ended"),
+            (cancelling, Store.pause, "is CANCELLING and can't be paused; it ends as CANCELLED"),
+            (cancelling, Store.resume, "is CANCELLING and can't be resumed; it ends as CANCELLED"),
+            (pausing, Store.resume, "is PAUSING and can't be resumed; wait until it is PAUSED"),
+        ],
+    )
+    def test_what_its_state_does_not_allow_is_refused_and_changes_nothing(
+        self, store: Store, make: Callable[[Store], Job], act: Callable[[Store, str], Job], words: str
+    ) -> None:
+        job = make(store)
+        with pytest.raises(NotNow, match=words):
+            act(store, job.id)
+        assert store.job(job.id) == job
+
+
+class TestResize:
+    def test_a_new_number_is_kept_and_has_one_event(self, store: Store) -> None:
+        before = running(store)
+        assert (before.workers, before.wanted_workers) == (None, 2)
+        job = store.resize(before.id, 1)
+        assert (job.workers, job.wanted_workers, job.state) == (1, 1, State.RUNNING)
+        assert job.version == before.version + 1
+        event = store.events(job.id)[-1]
+        assert (event.seq, event.kind, event.data) == (job.last_event, "resize", {"workers": 1})
+        assert store.resize(job.id, 1) == job, "the same once more is no change"
+        store.resize(job.id, 2)
+        assert [event.data["workers"] for event in store.events(job.id, kinds=("resize",))] == [1, 2]
+
+    def test_what_a_job_has_anyway_is_no_change(self, store: Store) -> None:
+        job = running(store)
+        assert store.resize(job.id, 2) == job
+
+    def test_it_holds_in_every_state_that_goes_on_and_stays(self, store: Store) -> None:
+        job = store.submit(spec_of())[0]
+        assert store.resize(job.id, 1).state is State.QUEUED
+        store.pause(job.id)
+        assert store.resize(job.id, 2).state is State.PAUSED
+        store.resume(job.id)
+        store.claim(max_running=1)
+        assert store.resize(job.id, 1).state is State.STARTING
+        store.pause(job.id)
+        assert store.resize(job.id, 2).state is State.PAUSING
+        store.move(job.id, State.PAUSED)
+        assert store.job(job.id).workers == 2
+
+    def test_more_than_can_be_of_use_are_refused(self, store: Store) -> None:
+        job = store.submit(spec_of(pairs=2, workers={"max": 1}))[0]
+        assert store.resize(job.id, 4).workers == 4, "the spec's own max is only where it begins"
+        with pytest.raises(TooManyWorkers, match="at most 2 x pairs = 4"):
+            store.resize(job.id, 5)
+        serial = store.submit(spec_of(method={"name": "sgd"}, shards=4))[0]
+        with pytest.raises(TooManyWorkers, match="at most shards = 4"):
+            store.resize(serial.id, 5)
+
+    @pytest.mark.parametrize("make", [ended, cancelling])
+    def test_a_job_that_ends_is_not_resized(self, store: Store, make: Callable[[Store], Job]) -> None:
+        job = make(store)
+        with pytest.raises(NotNow, match="can't be resized"):
+            store.resize(job.id, 1)
+        assert store.job(job.id) == job
 
 
 class TestClaim:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sampa.service.states import MOVES, State, is_final
-from sampa.service.store import Job, MoveRefused, Store, StoreError, Superseded
+from sampa.service.store import Job, MoveRefused, NotNow, Store, StoreError, Superseded
 from sqlalchemy.exc import StatementError
 
 from .samples import spec_of, wait_until
@@ -130,6 +130,34 @@ def test_of_a_cancel_and_a_finish_one_wins(store: Store) -> None:
     assert ends <= {State.CANCELLING, State.SUCCEEDED}
 
 
+def test_of_a_pause_and_a_finish_one_wins_and_a_resize_at_once_is_kept(store: Store) -> None:
+    for _ in range(10):
+        job = start(store)
+        store.move(job.id, State.RUNNING)
+        finish, pause, resize, again = at_once(
+            lambda job=job: store.move(job.id, State.SUCCEEDED, attempt=1),
+            lambda job=job: store.pause(job.id),
+            lambda job=job: store.resize(job.id, 1),
+            lambda job=job: store.resize(job.id, 1),
+        )
+        assert isinstance(finish, Job), "a run that finishes while it is to pause has finished"
+        assert isinstance(pause, Job | NotNow)
+        assert store.job(job.id).state is State.SUCCEEDED
+        kept = isinstance(resize, Job) or isinstance(again, Job)
+        assert len(store.events(job.id, kinds=("resize",))) == int(kept), "two that ask for the same are one change"
+        assert_whole(store, job.id)
+
+
+def test_of_a_pause_and_a_cancel_the_cancel_wins(store: Store) -> None:
+    for _ in range(10):
+        job = start(store)
+        pause, cancel = at_once(lambda job=job: store.pause(job.id), lambda job=job: store.cancel(job.id))
+        assert isinstance(pause, Job | NotNow)
+        assert isinstance(cancel, Job)
+        assert store.job(job.id).state is State.CANCELLING
+        assert_whole(store, job.id)
+
+
 def test_one_key_submitted_many_times_at_once_is_one_job(store: Store) -> None:
     answers = at_once(*[lambda: store.submit(spec_of(), key="k")] * 8)
     assert sum(created for _, created in answers) == 1  # type: ignore[misc]
@@ -174,6 +202,9 @@ def test_whatever_is_done_at_once_the_sequence_stays_whole(store: Store, seed: i
             lambda: store.move(job.id, to, next_attempt=again, attempt=None if again else attempt),
             lambda: store.claim(max_running=100),
             lambda: store.cancel(job.id) if chance.random() < 0.2 else store.job(job.id),
+            lambda: store.pause(job.id),
+            lambda: store.resume(job.id),
+            lambda: store.resize(job.id, chance.randint(1, 3)),
         ])  # fmt: skip
 
     for _ in range(6):

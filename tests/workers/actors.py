@@ -1,6 +1,7 @@
 """Workers as plain Ray actors, kept from one run to the next: loop and exchange without Ray Train's start-up."""
 
 import contextlib
+import time
 
 import ray
 from sampa.workers.coordinator import Coordinator
@@ -16,7 +17,6 @@ def seat_of(plan, coordinator, number, run, deadline_s=20):
 
     return Seat(
         RemoteMeeting(coordinator),
-        number,
         run=run,
         name=f"worker {number}",
         node="here",
@@ -58,7 +58,8 @@ class Crew:
             self._actors.append(PlainWorker.remote())
         directory.mkdir(parents=True, exist_ok=True)
         self._runs += 1
-        coordinator = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=100).remote(workers)
+        options = {"num_cpus": 0, "max_concurrency": 100}
+        coordinator = ray.remote(Coordinator).options(**options).remote(workers, batch_size=plan.batch_size)
         spec = plan.model_dump(mode="json", by_alias=True)
         name = f"run-{self._runs}"
         runs = [
@@ -83,12 +84,10 @@ class Crew:
 
 def until(coordinator, kind, timeout=120):
     """Wait for the first report of a kind and return it."""
-    import time
-
     end = time.monotonic() + timeout
     while time.monotonic() < end:
-        reports, _ = ray.get(coordinator.news.remote(1.0), timeout=timeout)
-        for report in reports:
+        news = ray.get(coordinator.news.remote(1.0), timeout=timeout)
+        for report in news.reports:
             if report.kind == kind:
                 return report
     raise AssertionError(f"no {kind} within {timeout} s")

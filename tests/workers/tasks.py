@@ -1,7 +1,9 @@
 """Small tasks of a user's own, which train in milliseconds: what the tests with real Ray import by name."""
 
+import time
+
 import torch
-from sampa.workers.task import Task
+from sampa.workers.task import Task, classification_loss
 from torch import nn
 
 
@@ -28,3 +30,15 @@ def flip(batch, generator):
     inputs, targets = batch
     flipped = torch.rand(len(inputs), 1, 1, 1, generator=generator) < 0.5
     return torch.where(flipped, inputs.flip(-1), inputs), targets
+
+
+def paced(pace_s, width=8):
+    """The same, with a loss that takes its time, so that much can happen meanwhile."""
+    task = convolution(width)
+
+    def loss(model, batch):
+        time.sleep(pace_s)
+        return classification_loss(model, batch)
+
+    task.loss = loss
+    return task

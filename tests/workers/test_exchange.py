@@ -2,7 +2,9 @@
 
 import itertools
 import pickle
+import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -32,7 +34,7 @@ def together(store, size, act, deadline_s=20.0):
 
     def member(rank):
         own_connection = reach_store(f"{HERE}:{store.port}", 20.0)
-        how = Rendezvous(own_connection, HERE, torch.device("cpu"), deadline_s)
+        how = Rendezvous(own_connection, HERE, torch.device("cpu"), deadline_s, deadline_s)
         group = SampaGroup(size, rank, name, how)
         try:
             return act(group, rank)
@@ -85,21 +87,52 @@ def test_each_perturbed_half_finds_its_shards_own_gradient(store, width, paired,
             assert torch.equal(vector, halves["plain", shard])
 
 
-def test_what_is_dealt_out_can_be_collected_again(store):
-    hosts = Hosts(2, paired=True, workers=3)
-    whole = {0: torch.full((5,), 1.0), 1: torch.full((5,), 2.0)}
+TENSORS = [torch.arange(5.0), torch.tensor(7), torch.empty(0)]
+
+
+@pytest.mark.parametrize("root", [0, 2])
+@pytest.mark.parametrize("to", [None, (1,), (0, 1, 3)])
+def test_a_state_is_copied_to_those_who_need_it_and_to_nobody_else(store, root, to):
+    def act(group, rank):
+        exchange = Exchange(group, Hosts(2, paired=True, workers=4), rank, ["a", "b", "c", "d"])
+        tensors = [tensor.clone() if rank == root else torch.full_like(tensor, -1) for tensor in TENSORS]
+        exchange.spread("test", 0, tensors, root, to)
+        told = exchange.tell("test", 0, {"told by": rank}, root, to) if rank == root or to is None or rank in to else 0
+        exchange.meet("test", 0)
+        return tensors, told
+
+    for rank, (tensors, told) in enumerate(together(store, 4, act)):
+        received = rank == root or to is None or rank in to
+        assert told == ({"told by": root} if received else 0)
+        for tensor, original in zip(tensors, TENSORS, strict=True):
+            assert torch.equal(tensor, original if received else torch.full_like(original, -1))
+
+
+def test_sums_are_in_order_of_rank_for_everyone(store):
+    values = [torch.tensor([1e16, 1.0], dtype=torch.float64), torch.tensor([1.0, 2.0], dtype=torch.float64)]
+    values.append(torch.tensor([-1e16, 3.0], dtype=torch.float64))
 
     def act(group, rank):
-        exchange = Exchange(group, hosts, rank, ["a", "b", "c"])
-        own = exchange.deal("test", 0, whole if rank == 0 else {}, torch.empty(5))
-        return own, exchange.collect("test", 0, own, torch.empty(5)), exchange.tell("test", {"told": rank})
+        exchange = Exchange(group, Hosts(3, paired=False, workers=3), rank, ["a", "b", "c"])
+        return exchange.add_up("test", 0, values[rank])
 
-    results = together(store, 3, act)
-    for rank, (own, collected, told) in enumerate(results):
-        assert sorted(own) == hosts.shards("perturbed", rank)
-        assert told == {"told": 0}
-        assert sorted(collected) == ([0, 1] if rank == 0 else [])
-    assert all(torch.equal(results[0][1][shard], vector) for shard, vector in whole.items())
+    expected = torch.stack(values).sum(0)
+    assert all(torch.equal(total, expected) for total in together(store, 3, act))
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_between_the_two_trades_comes_once_in_each_exchange_of_means(store, paired):
+    workers = 2
+
+    def act(group, rank):
+        exchange = Exchange(group, Hosts(2, paired=paired, workers=workers), rank, ["a", "b"])
+        called = []
+        exchange.between = lambda: called.append(1)
+        mine = {half: vector for half, vector in halves_of(2).items() if exchange.hosts.of(*half) == rank}
+        exchange.means(0, ["perturbed", "plain"], mine, lambda: torch.empty(SIZE))
+        return called
+
+    assert together(store, workers, act) == [[1], [1]]
 
 
 def test_a_late_worker_is_named_within_the_deadline(store):
@@ -137,9 +170,43 @@ def test_a_lost_worker_is_named_at_once(store):
 
 
 def test_a_group_whose_members_stay_away_fails_at_its_deadline(store):
-    how = Rendezvous(store, HERE, torch.device("cpu"), 0.5)
+    how = Rendezvous(store, HERE, torch.device("cpu"), deadline_s=20.0, form_s=0.5)
+    began = time.monotonic()
     with pytest.raises(TransferError, match="forming of the group"):
         SampaGroup(2, 0, "nobody-else", how)
+    assert time.monotonic() - began < 5
+
+
+def test_a_store_that_is_gone_is_found_out_at_once():
+    with socket.create_server((HERE, 0)) as server:
+        address = f"{HERE}:{server.getsockname()[1]}"
+    began = time.monotonic()
+    with pytest.raises(TransferError, match="refused"):
+        reach_store(address, 20.0)
+    assert time.monotonic() - began < 5
+
+
+def test_those_who_wait_for_one_who_has_given_up_are_told_at_once(store):
+    """One of three breaks off: the second finds out and leaves, so the third, who waits for the second, does too."""
+
+    def act(group, rank):
+        names = ["worker 0", "worker 1", "worker 2"]
+        exchange = Exchange(group, Hosts(3, paired=False, workers=3), rank, names)
+        exchange.meet("greeting", 0)
+        if rank == 0:
+            group.destroy_group()
+            return None
+        began, kept = time.monotonic(), None
+        try:
+            exchange.spread("test", 1, [torch.zeros(9)], rank - 1, [rank])
+        except WorkerLost as error:
+            kept = error  # its traceback must not keep the connections of this group open
+        group.destroy_group()
+        return kept.worker, time.monotonic() - began
+
+    _, second, third = together(store, 3, act)
+    assert (second[0], third[0]) == ("worker 0", "worker 1")
+    assert max(second[1], third[1]) < 10
 
 
 def test_errors_cross_processes_with_their_values():

@@ -10,22 +10,23 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 
-def digits(pace_s=0.0, **params):
+def digits(pace_s=0.0, brake=None, **params):
     """Digits at a pace that leaves time to act in the middle of it; each worker logs its process."""
     print(f"pid {os.getpid()}")
     task = build(**params)
-    task.augment = Pace(pace_s)
+    task.augment = Pace(pace_s, brake)
     return task
 
 
 class Pace:
-    """Leaves batches as they are, after a while."""
+    """Leaves batches as they are, after a while; if there is to be a brake, only as long as its file is there."""
 
-    def __init__(self, seconds):
-        self.seconds = seconds
+    def __init__(self, seconds, brake):
+        self.seconds, self.brake = seconds, brake
 
     def __call__(self, batch, _generator):
-        time.sleep(self.seconds)
+        if self.brake is None or os.path.exists(self.brake):
+            time.sleep(self.seconds)
         return batch
 
 
