@@ -29,7 +29,7 @@ from ..workers.faults import Fault, Kind
 from .drill_schedule import DrillRefused, Listed, Stage, choose_kinds, parse, schedule, show_fault
 from .drill_verdict import Account, Verdict, differing_weights, fault_rows, judge
 from .printing import change_line, cost, table
-from .train import FAILED, _connected, _Events
+from .train import FAILED, EventsFile, connected
 
 if TYPE_CHECKING:
     from ..workers.reports import Report
@@ -135,7 +135,7 @@ def _drill(spec: JobSpec, order: Order, place: Path, code: Path | None, announce
     if spec.steps:
         plan(spec.steps)
     runs = []
-    with _quiet(place / "ray.log"), _own_ray(spec, nodes=order.nodes) as ray, _connected(code, ray.address):
+    with _quiet(place / "ray.log"), _own_ray(spec, nodes=order.nodes) as ray, connected(code, ray.address):
         calm = _run("calm", spec, place, ray)
         runs.append(calm)
         if calm.outcome.succeeded:
@@ -214,7 +214,7 @@ def _run(
             raise Interrupted(f"nothing was heard of it for {waited:.0f} s; {name}/events.jsonl has its log")
         return Orders()
 
-    with _Events(directory / "events.jsonl") as events:
+    with EventsFile(directory / "events.jsonl") as events:
         try:
             outcome = train(spec, directory, on_reports=take, orders=look_after, faults=faults)
         except (Interrupted, RayError) as error:

@@ -43,7 +43,7 @@ def train_here(spec: JobSpec, out: Path, code: Path | None, ray_address: str | N
     told = Told([signal.SIGINT, signal.SIGTERM], "stopping with a checkpoint; once more stops at once")
     told.listen()
     try:
-        with _connected(code, ray_address), _Events(out / "events.jsonl") as events, _Display(console) as display:
+        with connected(code, ray_address), EventsFile(out / "events.jsonl") as events, _Display(console) as display:
             from ..workers.trainer import Orders, train
 
             told.listen()  # Ray has put its own in place
@@ -81,7 +81,7 @@ class CutOff(Exception):
     """Ray could not be reached, or failed under the run: no fault of the job, which can be resumed."""
 
 
-class _Events:
+class EventsFile:
     """The file of a run's events: one JSON object per line, each step's once, also when the run is resumed.
 
     Attributes:
@@ -106,7 +106,7 @@ class _Events:
         aside.replace(path)
         self._file = path.open("a")
 
-    def __enter__(self) -> _Events:
+    def __enter__(self) -> EventsFile:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -176,7 +176,7 @@ def _summary(result: Mapping[str, object]) -> str:
 
 
 @contextmanager
-def _connected(code: Path | None, ray_address: str | None) -> Iterator[None]:
+def connected(code: Path | None, ray_address: str | None) -> Iterator[None]:
     """Be connected to a Ray: a local one that ends with us, or the one at the address."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
