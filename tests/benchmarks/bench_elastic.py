@@ -266,6 +266,10 @@ class Walker(Contestant):
         self._step = step
 
 
+def spare(_handle: object) -> None:
+    """End no process."""
+
+
 def calm(rounds: int) -> dict[str, list[float]]:
     """Let a pair whose membership is watched and one whose is not take turns; return seconds per step of each turn."""
     from sampa.workers.coordinator import Coordinator
@@ -280,7 +284,8 @@ def calm(rounds: int) -> dict[str, list[float]]:
     }
     pairs = {}
     for watched in (True, False):
-        coordinator = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=100).remote(2)
+        options = {"num_cpus": 0, "max_concurrency": 100}
+        coordinator = ray.remote(Coordinator).options(**options).remote(2, end=spare)  # the unwatched are silent
         walkers = [Walker.remote() for _ in range(2)]
         name = f"calm-{os.urandom(4).hex()}"
         ray.get(
