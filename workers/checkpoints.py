@@ -26,6 +26,7 @@ from .engine import State
 from .errors import CheckpointError
 
 _FORMAT = 2
+_LONGEST_S = 600.0  # that a checkpoint may take, once somebody must wait for it
 _WAIT_S = 2.0  # for the checkpoint before; less than any deadline of an exchange
 _NAME = re.compile(r"step-(\d{9})\.ckpt")
 _ASIDE = re.compile(r"\.step-\d{9}\.ckpt\.(?P<writer>.+)\.[0-9a-f]{32}")
@@ -94,7 +95,7 @@ class Checkpoints:
         Raises:
             CheckpointError: If the one before could not be written.
         """
-        self.settle(_WAIT_S)
+        self._wait(_WAIT_S)
         if self._thread.is_alive():
             print(
                 f"the checkpoint of step {state.step} is left out, since the one before it is still being written; "
@@ -114,8 +115,20 @@ class Checkpoints:
         self._thread = threading.Thread(target=self._write, args=(content, done), name="checkpoint", daemon=True)
         self._thread.start()
 
-    def settle(self, wait_s: float | None = None) -> None:
-        """Return when nothing is being written, or after ``wait_s``; raises CheckpointError if the last one failed."""
+    def settle(self) -> None:
+        """Return when nothing is being written.
+
+        Raises:
+            CheckpointError: If the last one could not be written, or not within ``_LONGEST_S`` seconds.
+        """
+        self._wait(_LONGEST_S)
+        if self._thread.is_alive():
+            raise CheckpointError(
+                f"a checkpoint is not written to {self._directory} after {_LONGEST_S:g} s; see whether the storage "
+                f"answers. The checkpoints before it are kept."
+            )
+
+    def _wait(self, wait_s: float) -> None:
         if self._thread.ident is not None:
             self._thread.join(wait_s)
         error, self._error = self._error, None

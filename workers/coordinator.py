@@ -182,11 +182,6 @@ class Coordinator:
         self._protocol.stop(why, time.monotonic())
         self._act()
 
-    async def give_up(self, reason: str) -> None:
-        """End the run: it can't go on."""
-        if self._outcome is None:
-            self._conclude({"succeeded": False, "reason": reason})
-
     # How the protocol is served
 
     def _conclude(self, outcome: dict[str, Any]) -> None:
@@ -240,8 +235,11 @@ class Coordinator:
             reader, writer = await asyncio.wait_for(asyncio.open_connection(host, int(port)), LIFELINE_S)
             while await reader.read(1024):
                 pass
-        except (OSError, TimeoutError):
-            pass
+        except (OSError, TimeoutError) as error:
+            if writer is None:  # never reached: then it can't be told from one that has ended
+                line = f"{member.name} can't be reached at {member.address} ({error or 'no answer'}) and is given up; "
+                line += "let the nodes of the cluster connect to each other on all ports"
+                self._reports.append(Report("log", {"worker": "coordinator", "line": line}))
         finally:
             if writer is not None:
                 writer.close()

@@ -73,7 +73,7 @@ class Crew:
         Returns:
             Name and error of each worker that ended with one, and was not known to be lost.
         """
-        failed = [(run.name, _first_line(run.error)) for run in self._runs if self._failed(run)]
+        failed = [(run.name, _last_line(run.error)) for run in self._runs if self._failed(run)]
         self.set_back([name for name, _ in failed])
         self._runs = [run for run in self._runs if not run.over]
         alive = [run for run in self._runs if run.name not in self._lost and run.node not in leaving]
@@ -129,6 +129,6 @@ class Crew:
         return int(group.bundle_count)
 
 
-def _first_line(error: BaseException | None) -> str:
+def _last_line(error: BaseException | None) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:500] if lines else type(error).__name__

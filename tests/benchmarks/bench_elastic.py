@@ -42,23 +42,27 @@ NOT_SHOWN = (
 )
 
 
-def gaps(marks: Path, after_s: float = 0.0) -> dict[int, list[tuple[float, float]]]:
+def gaps(marks: Path) -> dict[int, list[tuple[float, float]]]:
     """Return, for each process that left marks, (time, seconds since the mark before) of each mark but the first."""
     found = {}
     for file in marks.iterdir():
-        times = [float(line) for line in file.read_text().split() if float(line) >= after_s]
+        times = [float(line) for line in file.read_text().split()]
         found[int(file.name)] = [(now, now - before) for before, now in itertools.pairwise(times)]
     return found
 
 
 def pause_around(marks: Path, moment: float, within_s: float) -> float:
-    """Return the longest gap of any process that was there before and after ``moment``, beyond its median gap."""
+    """Return the longest gap of any process that was there before and after ``moment``, beyond an ordinary one.
+
+    Ordinary is the longer of the medians before and after: another number of workers has steps of another length.
+    """
     longest = []
     for series in gaps(marks).values():
         near = [gap for now, gap in series if moment <= now <= moment + within_s]
-        before = [gap for now, gap in series if now < moment]
+        before = [gap for now, gap in series if now < moment][-200:]
+        after = [gap for now, gap in series if now > moment + within_s] or before
         if near and before:
-            longest.append(max(near) - statistics.median(before[-200:]))
+            longest.append(max(near) - max(statistics.median(before), statistics.median(after)))
     return max(longest)
 
 
@@ -189,7 +193,7 @@ def stock(number: int, directory: Path) -> list[tuple[float, int]]:
         )
         threading.Thread(target=lambda trainer=trainer: _quietly(trainer.fit), daemon=True).start()
         deadline = time.monotonic() + WAIT_S
-        while sum(len(series) > 300 for series in gaps(marks).values()) < 2:
+        while sum(len(series) > 325 for series in gaps(marks).values()) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         old = list(gaps(marks))

@@ -193,7 +193,6 @@ def test_nobody_waits_for_a_run_that_is_over():
         await asyncio.sleep(0)
         await meeting.finish("worker 0", {"succeeded": False, "reason": "first"})
         await meeting.finish("worker 1", {"succeeded": False, "reason": "second"})
-        await meeting.give_up("third")
         with pytest.raises(Dismissed):
             await waiting
         with pytest.raises(Dismissed):
@@ -203,13 +202,16 @@ def test_nobody_waits_for_a_run_that_is_over():
     assert play(scene) == {"succeeded": False, "reason": "first"}
 
 
-def test_a_run_is_given_up_with_its_reason():
+def test_a_worker_that_cant_be_reached_is_named_with_what_to_do():
     async def scene():
         meeting = meeting_of(2)
-        await meeting.give_up("no room")
-        return (await meeting.news(1.0)).outcome
+        closed = Member("worker 0", "a", "127.0.0.1:1")  # nobody listens there
+        with pytest.raises(Dismissed):
+            await asyncio.wait_for(meeting.join(closed, NEW), 10)
+        return (await meeting.news(1.0)).reports
 
-    assert play(scene) == {"succeeded": False, "reason": "no room"}
+    lines = [report.data["line"] for report in play(scene) if report.kind == "log"]
+    assert any("worker 0 can't be reached at 127.0.0.1:1" in line and "all ports" in line for line in lines), lines
 
 
 @pytest.mark.parametrize(
