@@ -197,6 +197,9 @@ def connected(code: Path | None, ray_address: str | None) -> Iterator[None]:
             include_dashboard=False if ray_address is None else None,
         )
         yield
+        from ..workers.trainer import settle
+
+        settle()
     except Interrupted as error:
         raise CutOff(str(error)) from error
     except (ConnectionError, ray.exceptions.RayError) as error:

@@ -46,6 +46,7 @@ MAX_SETBACKS = 10  # workers lost in a row, with no step committed in between, b
 _SETTLE_S = 10.0  # seconds that a finished run's actors get to end by themselves
 _ANSWER_S = 60.0  # seconds in which the coordinator answers, or its node is lost
 _ROOM_S = 10.0  # seconds after which a run that waits for room says so
+_THREAD = "ray-train"  # how the names of the threads begin in which Ray Train's runs are waited for
 _LOOK_S = 1.0  # seconds between two looks at orders, nodes and room
 
 
@@ -132,6 +133,18 @@ def train(
     }
     _write(directory / "result.json", json.dumps(result, indent=2) + "\n")
     return Outcome(True, "", result)
+
+
+def settle(wait_s: float = 40.0) -> None:
+    """Wait until what a run was still starting when it ended is over; to be called before ``ray.shutdown``.
+
+    ``train`` doesn't wait for it. A thread of Ray Train's that waits in a Ray which is shut down aborts the process
+    when the next one starts (seen with Ray 2.60.0). A worker that starts finds its run over within seconds.
+    """
+    deadline = time.monotonic() + wait_s
+    for thread in threading.enumerate():
+        if thread.name.startswith(_THREAD):
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _pass_on(reports: Sequence[Report], ledger: Ledger, on_reports: Callable[[Sequence[Report]], None]) -> None:
@@ -255,7 +268,7 @@ class _TrainRun:
                 failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),
             ),
         )
-        self._thread = threading.Thread(target=self._fit, name=f"ray-train {name}", daemon=True)
+        self._thread = threading.Thread(target=self._fit, name=f"{_THREAD} {name}", daemon=True)
         self._thread.start()
 
     @property

@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 from sampa.workers.faults import PHASES, Fault
 from sampa.workers.task import load_task
-from sampa.workers.trainer import Orders, train
+from sampa.workers.trainer import Orders, settle, train
 
 from .serial import engine_of, plan_of
 
@@ -25,6 +25,7 @@ def cluster():
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     ray.init(address=made.address, log_to_driver=False, logging_level="error")
     yield made
+    settle()
     ray.shutdown()
     made.shutdown()
 
@@ -109,7 +110,7 @@ def drain(node_id):
 
 def alive():
     """Return the class names of the living actors but Ray's own, and how many placement groups hold room."""
-    living = [one["ActorClassName"] for one in ray._private.state.actors().values() if one["State"] == "ALIVE"]
+    living = [one["ActorClassName"] for one in ray._private.state.actors().values() if one["State"] != "DEAD"]
     actors = [name for name in living if name != "_AutoscalingCoordinatorActor"]  # Ray Train's, one for the cluster
     groups = [one for one in ray.util.placement_group_table().values() if one["state"] != "REMOVED"]
     return sorted(actors), len(groups)
@@ -160,8 +161,10 @@ def test_losses_leave_nothing_behind(ray_cluster, tmp_path):
     play.until(lambda: len(play.fired) == losses and play.elastic[-1]["cause"] == "loss")
     play.ended()
     assert [event["cause"] for event in play.elastic].count("loss") == losses
+    settle()  # a worker that was still starting finds that all is over
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ray-train")]
     gone = time.monotonic() + DEADLINE_S
-    while alive() != before and time.monotonic() < gone:  # a worker that was still starting finds that all is over
+    while alive() != before and time.monotonic() < gone:  # Ray takes note of it a little later
         time.sleep(0.2)
     assert alive() == before
     assert set(os.listdir("/dev/shm")) <= shared
