@@ -205,7 +205,7 @@ def connected(code: Path | None, ray_address: str | None, pip: Sequence[str] = (
             include_dashboard=False if ray_address is None else None,
         )
         yield
-        from ..workers.trainer import settle
+        from ..workers.train_runs import settle
 
         settle()
     except Interrupted as error:

@@ -24,7 +24,7 @@ def ray_cluster():
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
-    from sampa.workers.trainer import settle
+    from sampa.workers.train_runs import settle
 
     settle()
     ray.shutdown()

@@ -20,6 +20,7 @@ from .reports import Report
 from .words import Admit, Change, CutOff, Farewell, Happened, Lost, Stopped, Word
 
 TICK_S = 0.1  # seconds between two looks at who is late
+ANSWER_S = 60.0  # in which it answers, or its node is lost
 LIFELINE_S = 5.0  # in which a worker's store must take the connection that tells of its end
 
 
@@ -181,6 +182,17 @@ class Coordinator:
         """End the run at the next boundary, with a checkpoint."""
         self._protocol.stop(why, time.monotonic())
         self._act()
+
+    async def dismiss(self, why: str) -> None:
+        """End the run at the next boundary as it is."""
+        if self._outcome is None:
+            self._conclude({"succeeded": False, "reason": why})
+            self._change.set()
+
+    async def close(self) -> None:
+        """Let go of everything; for a coordinator whose process goes on."""
+        for task in [*self._lifelines.values(), *([self._ticking] if self._ticking else [])]:
+            task.cancel()
 
     # How the protocol is served
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from ray.exceptions import RayError
@@ -49,6 +49,11 @@ class Crew:
         self._count = 0
         self._setbacks = 0
         self._not_before = 0.0
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        """Those that were started and, when last looked at, had not ended."""
+        return [*self._runs]
 
     @property
     def setbacks(self) -> int:

@@ -55,6 +55,7 @@ class Worker:
         reporter: Takes its reports.
         device: Where it computes.
         faults: What is to go wrong on purpose.
+        hold_at: Epochs after which the run stops with a checkpoint, to be gone on with.
     """
 
     def __init__(
@@ -65,11 +66,13 @@ class Worker:
         reporter: Reporter,
         device: torch.device,
         faults: Saboteur | None = None,
+        hold_at: float | None = None,
     ) -> None:
         self._plan, self._seat, self._storage, self._reporter, self._faults = plan, seat, storage, reporter, faults
         self._device = device
         self._engine, self._record = self._new_engine(), Record()
         self._per_epoch = self._engine.data.batches.per_epoch
+        self._hold_step = None if hold_at is None else round(hold_at * self._per_epoch)
         idle = {"workers", "checkpoint", "report"}  # fields that don't shape the trajectory
         identity = plan.model_dump(mode="json", by_alias=True, exclude=idle) | {"layout": self._engine.flat.names()}
         self._checkpoints = Checkpoints(
@@ -136,6 +139,8 @@ class Worker:
             self._settle(exchange)
         if engine.state.step == engine.steps:
             return self._finish(exchange)
+        if engine.state.step == self._hold_step:
+            return self._hold(exchange)
         began = time.perf_counter()
         self._in_flight = True
         done = engine.advance(exchange, asked=self._seat.asked)
@@ -361,6 +366,19 @@ class Worker:
             self._faults.strike(phase, step, exchange.rank)
 
     # The end
+
+    def _hold(self, exchange: Exchange) -> dict[str, Any]:
+        """Write a checkpoint, and return where the run stands."""
+        step = self._engine.state.step
+        self._checkpoints.settle()
+        if exchange.rank == 0:
+            self._save()
+            self._checkpoints.settle()
+        self._reporter.settle()
+        with self._seat.patient():
+            exchange.meet("hold of the run", step)
+        self._seat.leave()
+        return {"held_at": step}
 
     def _finish(self, exchange: Exchange) -> dict[str, Any]:
         """Write the model, see that everyone's reports and files are complete, and return the run's result."""

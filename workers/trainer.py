@@ -1,52 +1,35 @@
-"""All workers of a run, on Ray Train: the only module that knows Ray Train.
+"""All workers of a run: started, replaced and let go until it has ended, and what it came to.
 
-Each worker is a Ray Train run of its own with one worker: Ray Train places it, sets up its device, watches it and gives
-it storage. So each can be started, lost and let go by itself, while the others go on; how many there are is the
-crew's business, and who is in is the coordinator's.
+How many there are is the crew's business, who is in is the coordinator's, and how each is hosted is Ray Train's.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import ray
-import ray.train
 from pydantic import JsonValue
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from .coordinator import Coordinator, News
+from .coordinator import ANSWER_S, Coordinator, News
 from .crew import Crew
-from .errors import Interrupted, RunError
+from .errors import Interrupted
 from .faults import Fault
 from .ledger import Ledger
-from .pairs import Member, View
 from .plan import Plan
 from .reports import Report
-from .words import Word
-
-os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # Ray Train's would report what is printed twice
-os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor for each run; the trainer looks itself
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")  # how soon the room of a lost worker is free again
-os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # the room was there a moment ago
+from .train_runs import TrainRun, storage
 
 MAX_SETBACKS = 10  # workers lost in a row, with no step committed in between, before a run gives up
 _SETTLE_S = 10.0  # seconds that a finished run's actors get to end by themselves
-_ANSWER_S = 60.0  # seconds in which the coordinator answers, or its node is lost
 _ROOM_S = 10.0  # seconds after which a run that waits for room says so
-_THREAD = "ray-train"  # how the names of the threads begin in which Ray Train's runs are waited for
 _LOOK_S = 1.0  # seconds between two looks at orders, nodes and room
 
 
@@ -120,31 +103,31 @@ def train(
         outcome = news.outcome
     finally:
         run.close(ended=outcome is not None)
+    return conclude(outcome, plan, directory, attempt, ledger)
+
+
+def conclude(outcome: Mapping[str, Any], plan: Plan, directory: Path, attempt: int, ledger: Ledger) -> Outcome:
+    """Return how a run ended, from what its coordinator says; write ``result.json`` if it has trained to its end."""
     if not outcome["succeeded"]:
         return Outcome(False, outcome["reason"], {}, stopped=outcome.get("stopped", False))
-    spec = plan.model_dump(mode="json", by_alias=True)
+    if "held_at" in outcome["result"]:
+        return Outcome(False, f"held at step {outcome['result']['held_at']}", {}, stopped=True)
     result = {
         "state": "SUCCEEDED",
         **outcome["result"],
         "attempt": attempt,
         **ledger.totals(),
         "elastic": ledger.events,
-        "spec": spec,
+        "spec": plan.model_dump(mode="json", by_alias=True),
     }
     _write(directory / "result.json", json.dumps(result, indent=2) + "\n")
     return Outcome(True, "", result)
 
 
-def settle(wait_s: float = 40.0) -> None:
-    """Wait until what a run was still starting when it ended is over; to be called before ``ray.shutdown``.
-
-    ``train`` doesn't wait for it. A thread of Ray Train's that waits in a Ray which is shut down aborts the process
-    when the next one starts (seen with Ray 2.60.0). A worker that starts finds its run over within seconds.
-    """
-    deadline = time.monotonic() + wait_s
-    for thread in threading.enumerate():
-        if thread.name.startswith(_THREAD):
-            thread.join(max(0.0, deadline - time.monotonic()))
+def nodes_to_leave() -> tuple[set[str], set[str]]:
+    """Return the ids of the nodes that are about to go, and of those that are gone."""
+    draining = set(ray._private.state.state.get_draining_nodes())  # what Ray Train's own watcher asks
+    return draining, {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
 
 
 def _pass_on(reports: Sequence[Report], ledger: Ledger, on_reports: Callable[[Sequence[Report]], None]) -> None:
@@ -170,7 +153,7 @@ class _Run:
         config = {"plan": plan.training_part(), "coordinator": self._coordinator, "run": name, "faults": [*faults]}
         resources = {"CPU": plan.workers.cpus} | ({"GPU": plan.workers.gpus} if plan.workers.gpus else {})
         self._crew = Crew(
-            lambda *where: _TrainRun(plan, resources, directory, config, *where), resources, plan.workers.min
+            lambda *where: TrainRun(_work, config, resources, directory, *where), resources, plan.workers.min
         )
         self._draining: set[str] = set()
         self._reached = reached
@@ -183,7 +166,7 @@ class _Run:
         self._obey(orders)
         if time.monotonic() - self._looked_at >= _LOOK_S / 4:
             self._look_after()
-        news: News = ray.get(self._coordinator.news.remote(_LOOK_S / 2), timeout=_ANSWER_S)
+        news: News = ray.get(self._coordinator.news.remote(_LOOK_S / 2), timeout=ANSWER_S)
         self._members = set(news.present)
         if news.reached > self._reached:
             self._reached = news.reached
@@ -207,19 +190,18 @@ class _Run:
         wanted = orders.workers or self._plan.max_workers
         if wanted != self._wanted:
             self._wanted = wanted
-            ray.get(self._coordinator.want.remote(wanted), timeout=_ANSWER_S)
+            ray.get(self._coordinator.want.remote(wanted), timeout=ANSWER_S)
         if orders.stop and not self._stop:
             self._stop = orders.stop
-            ray.get(self._coordinator.stop.remote(orders.stop), timeout=_ANSWER_S)
+            ray.get(self._coordinator.stop.remote(orders.stop), timeout=ANSWER_S)
 
     def _look_after(self) -> None:
         self._looked_at = time.monotonic()
-        draining = set(ray._private.state.state.get_draining_nodes())  # what Ray Train's own watcher asks
+        draining, dead = nodes_to_leave()
         if draining != self._draining:
             self._draining = draining
-            ray.get(self._coordinator.drain.remote([*draining]), timeout=_ANSWER_S)
+            ray.get(self._coordinator.drain.remote([*draining]), timeout=ANSWER_S)
         if not self._stop:
-            dead = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
             failed = self._crew.keep(self._wanted, draining | dead)
             for name, why in failed:
                 self._tell(f"{name} did not start: {why}")
@@ -233,131 +215,21 @@ class _Run:
 
     def _tell(self, line: str) -> None:
         report = Report("log", {"worker": "runner", "line": line})
-        ray.get(self._coordinator.report.remote([report]), timeout=_ANSWER_S)
-
-
-class _Trainer(DataParallelTrainer):  # type: ignore[misc]
-    """Without what would start more actors for each run: Ray Data's manager, for data sets that we don't have, and the
-    cleaner of placement groups, which end with the runner's job anyway. Each costs two seconds of a processor."""
-
-    def _create_default_callbacks(self) -> list[Any]:
-        without = (DatasetsCallback, PlacementGroupCleanerCallback)
-        return [one for one in super()._create_default_callbacks() if not isinstance(one, without)]
-
-
-class _TrainRun:
-    """Ray Train's run of one worker, in a thread, and the error it ended with."""
-
-    def __init__(
-        self, plan: Plan, resources: dict[str, float], directory: Path, config: dict[str, Any], name: str, node: str
-    ) -> None:
-        self.name, self.node = name, node
-        self.error: BaseException | None = None
-        self._trainer = _Trainer(
-            _work,
-            train_loop_config=config | {"name": name},
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=1,
-                use_gpu=plan.workers.gpus > 0,
-                resources_per_worker=resources,
-                label_selector={"ray.io/node-id": node},
-            ),
-            run_config=ray.train.RunConfig(
-                name=directory.name,
-                storage_path=str(directory.parent),
-                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),
-            ),
-        )
-        self._thread = threading.Thread(target=self._fit, name=f"{_THREAD} {name}", daemon=True)
-        self._thread.start()
-
-    @property
-    def over(self) -> bool:
-        """Whether it has ended, and holds nothing any more."""
-        return not self._thread.is_alive()
-
-    def _fit(self) -> None:
-        try:
-            self._trainer.fit()
-        except BaseException as error:
-            self.error = error
+        ray.get(self._coordinator.report.remote([report]), timeout=ANSWER_S)
 
 
 def _work(config: dict[str, Any]) -> None:
-    """What each of Ray Train's workers runs."""
-    import torch
+    """What each worker does."""
+    from .part import take_part
 
-    from .faults import Saboteur
-    from .loop import Storage, Worker
-    from .membership import Seat
-    from .pairs import Hosts
-    from .reports import Reporter
-
-    plan, coordinator, name = config["plan"], config["coordinator"], config["name"]
-    torch.set_num_threads(plan.workers.threads)
-    device = torch.device("cuda", 0) if plan.workers.gpus else torch.device("cpu")
-    meeting = RemoteMeeting(coordinator)
-    reporter = Reporter(coordinator.report.remote, partial(ray.get, timeout=_ANSWER_S))
-    outcome: dict[str, Any] | None = None
-    with reporter.capturing_output(name):
-        try:
-            seat = Seat(
-                meeting,
-                run=config["run"],
-                name=name,
-                node=ray.get_runtime_context().get_node_id(),
-                host=ray.util.get_node_ip_address(),
-                device=device,
-                deadline_s=plan.workers.deadline_s,
-                hosts=lambda workers: Hosts(plan.width, paired=plan.method.paired, workers=workers),
-            )
-            storage = ray.train.get_context().get_storage()
-            place = Storage(storage.storage_filesystem, storage.experiment_fs_path)
-            faults = Saboteur(config["faults"], meeting.claim, meeting.due) if config["faults"] else None
-            result = Worker(plan, seat, place, reporter, device, faults).run()
-            outcome = None if result is None else {"succeeded": True, "result": result}
-        except RunError as error:
-            outcome = {"succeeded": False, "reason": str(error)}
-        except ray.exceptions.RayError:
-            return  # the coordinator is gone, and the run with it
-        except Exception as error:
-            traceback.print_exc()
-            reason = f"{name} failed with {type(error).__name__}: {error}; see the log"
-            outcome = {"succeeded": False, "retry": True, "reason": reason}
-    if outcome is not None:
-        reporter.settle()
-        ray.get(coordinator.finish.remote(name, outcome), timeout=_ANSWER_S)
-
-
-class RemoteMeeting:
-    """The coordinator actor, called blockingly. See ``Coordinator`` for what each call says."""
-
-    def __init__(self, coordinator: Any) -> None:
-        self._coordinator = coordinator
-        self._handle = ray.get_runtime_context().current_actor
-
-    def join(self, member: Member, word: Word) -> View:
-        """Wait for the next generation; raises as ``Coordinator.join``, or a RayError if the actor is gone."""
-        try:
-            return ray.get(self._coordinator.join.remote(member, word, self._handle))  # type: ignore[no-any-return]
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-
-    def watch(self, name: str, generation: int, step: int, patience_s: float, wait_s: float) -> bool:
-        asked = self._coordinator.watch.remote(name, generation, step, patience_s, wait_s)
-        return bool(ray.get(asked, timeout=_ANSWER_S))
-
-    def resumed(self, generation: int, step: int, pause_s: float | None) -> None:
-        self._coordinator.resumed.remote(generation, step, pause_s)
-
-    def saved(self, name: str, step: int) -> None:
-        ray.get(self._coordinator.saved.remote(name, step), timeout=_ANSWER_S)
-
-    def claim(self, number: int) -> bool:
-        return bool(ray.get(self._coordinator.claim.remote(number), timeout=_ANSWER_S))
-
-    def due(self, numbers: Sequence[int]) -> bool:
-        return bool(ray.get(self._coordinator.due.remote([*numbers]), timeout=_ANSWER_S))
+    take_part(
+        config["plan"],
+        config["coordinator"],
+        run=config["run"],
+        name=config["name"],
+        storage=storage(),
+        faults=config["faults"],
+    )
 
 
 def _write(path: Path, text: str) -> None:

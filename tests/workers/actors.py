@@ -13,7 +13,7 @@ def seat_of(plan, coordinator, number, run, deadline_s=20):
     import torch
     from sampa.workers.membership import Seat
     from sampa.workers.pairs import Hosts
-    from sampa.workers.trainer import RemoteMeeting
+    from sampa.workers.part import RemoteMeeting
 
     return Seat(
         RemoteMeeting(coordinator),

@@ -1,5 +1,6 @@
 """Small tasks of a user's own, which train in milliseconds: what the tests with real Ray import by name."""
 
+import os
 import time
 
 import torch
@@ -86,3 +87,23 @@ def steep():
         return classification_loss(model, batch) * torch.where(batch[0][:, 0] == 3.0, 1000.0, 1.0)
 
     return Task(model=model, train=(inputs, targets), loss=loss)
+
+
+def telling(pace_s=0.0):
+    """The paced one, which tells the number of the process that it is built in."""
+    print(f"built in process {os.getpid()}")
+    return paced(pace_s)
+
+
+def fatal():
+    """A task that ends its process in the third step."""
+    task = convolution()
+    steps = iter(range(6))
+
+    def loss(model, batch):
+        if next(steps, None) is None:
+            os._exit(1)
+        return classification_loss(model, batch)
+
+    task.loss = loss
+    return task

@@ -6,14 +6,13 @@ import time
 
 import pytest
 import ray
-import torch
 from ray.cluster_utils import Cluster
-from safetensors.torch import load_file
 from sampa.workers.faults import PHASES, Fault
-from sampa.workers.task import load_task
-from sampa.workers.trainer import Orders, settle, train
+from sampa.workers.train_runs import settle
+from sampa.workers.trainer import Orders, train
 
-from .serial import engine_of, plan_of
+from .aftermath import alive, assert_calm
+from .serial import plan_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 DEADLINE_S = 150.0
@@ -87,33 +86,12 @@ class Play:
         return self.outcome.result
 
 
-def assert_calm(plan, directory):
-    """Compare with the same plan trained calmly in this process, bit for bit."""
-    torch.set_num_threads(1)
-    engine, exchange = engine_of(plan, load_task(plan))
-    engine.start(exchange)
-    for _ in range(engine.steps):
-        engine.advance(exchange)
-    engine.stand_on_weights()
-    trained = load_file(directory / "model.safetensors")
-    for name, tensor in engine.task.model.state_dict().items():
-        assert torch.equal(tensor, trained[name]), name
-
-
 def drain(node_id):
     """Give notice that a node is about to go, as an autoscaler or a cloud does."""
     gcs = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
     preemption, in_ms = 2, int((time.time() + 60) * 1000)
     accepted, why = gcs.drain_node(node_id, preemption, "the cloud wants it back", in_ms)
     assert accepted, why
-
-
-def alive():
-    """Return the class names of the living actors but Ray's own, and how many placement groups hold room."""
-    living = [one["ActorClassName"] for one in ray._private.state.actors().values() if one["State"] != "DEAD"]
-    actors = [name for name in living if name != "_AutoscalingCoordinatorActor"]  # Ray Train's, one for the cluster
-    groups = [one for one in ray.util.placement_group_table().values() if one["state"] != "REMOVED"]
-    return sorted(actors), len(groups)
 
 
 @pytest.mark.long
