@@ -145,7 +145,10 @@ class Study:
     # What is to be done
 
     def advance(self) -> list[Effect]:
-        """Take what is due, in order, and return what follows from it; feed the results of each Begin that is old."""
+        """Take what is due, in order, until something follows from it, and return that; to be called until it is empty.
+
+        Whoever begins again gives the results of a trial that has some at its Begin.
+        """
         effects: list[Effect] = []
         while not effects:
             effects += self._fill()
@@ -178,7 +181,9 @@ class Study:
         begun: list[Effect] = []
         while self._more() and len(self._live) < self._places:
             part = self._suggest(self._next)
-            trial = _Trial(part, self._now, self._rounds[0] if self._rounds and part.configuration is not None else None)
+            trial = _Trial(
+                part, self._now, self._rounds[0] if self._rounds and part.configuration is not None else None
+            )
             self._live[part.number] = trial
             if self._schedule and part.configuration is not None:
                 self._schedule.started(part.number, part.values)
@@ -220,7 +225,11 @@ class Study:
         if limit is not None and self.gradients >= limit:
             self.halt(f"the budget of {limit} gradients is used up")
         number, schedule = trial.part.number, self._schedule
-        if schedule is None or trial.part.configuration is None or point.epoch >= (self._spec.length_epochs or math.inf):
+        if (
+            schedule is None
+            or trial.part.configuration is None
+            or point.epoch >= (self._spec.length_epochs or math.inf)
+        ):
             return []
         go_on = schedule.result(number, point.epoch, point.score)
         if not go_on and number not in self._kept:
