@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..workers.reports import Once
-from .records import Job, MoveRefused, StoreUnavailable, Superseded
+from .records import Job, MoveRefused, Stored, StoreUnavailable, Superseded, Sweep
 from .settings import ATTEMPT_VARIABLE, ServiceSettings
 from .states import STOPPED_AS, State, is_final
 from .store import Store
@@ -59,7 +59,7 @@ def main() -> int:
     told = Told([signal.SIGTERM])
     store = Store(settings.store_url)
     try:
-        if not is_due(patiently(lambda: store.job(job_id)), attempt):
+        if not is_due(patiently(lambda: store.record(job_id)), attempt):
             return 0
         train = _connected()
         told.listen()  # not before: until then there is nothing to write, and SIGTERM ends the process at once
@@ -68,7 +68,7 @@ def main() -> int:
         store.close()
 
 
-def is_due(job: Job, attempt: int) -> bool:
+def is_due(job: Stored, attempt: int) -> bool:
     """Say whether this attempt is the one to run: not replaced, paused, cancelled or ended before it came to start."""
     return job.attempt == attempt and job.state in {State.STARTING, State.RUNNING}
 
@@ -85,8 +85,9 @@ def run(store: Store, directory: Path, job_id: str, attempt: int, train: Train, 
     try:
         if wanted.orders().stop:
             return journal.stopped()
+        assert isinstance(wanted.record, Job)
         outcome = train(
-            wanted.spec,
+            wanted.record.spec,
             directory,
             on_reports=journal.add,
             orders=wanted.orders,
@@ -108,50 +109,61 @@ def run(store: Store, directory: Path, job_id: str, attempt: int, train: Train, 
 
 
 class Wanted:
-    """What is wanted of the run now: read in the store, at most once a second, and told by signals."""
+    """What is wanted of the run now: read in the store, at most once a second, and told by signals.
 
-    def __init__(self, store: Store, job_id: str, attempt: int, told: Told) -> None:
+    Attributes:
+        record: The job or the sweep, as it was last seen.
+    """
+
+    def __init__(self, store: Store, some_id: str, attempt: int, told: Told) -> None:
         self._store, self._attempt, self._told = store, attempt, told
-        self._job = patiently(lambda: store.job(job_id))
+        self.record: Job | Sweep = patiently(lambda: store.record(some_id))
         self._looked_at = time.monotonic()
-        self.spec = self._job.spec
+
+    @property
+    def stop(self) -> str:
+        """Why the run is to stop; empty: it is not."""
+        return (self.record.reason or self.record.state) if self.record.state in STOPPED_AS else self._told.stop
 
     def orders(self) -> Orders:
-        """Return the newest that is known, also while the store is away.
-
-        Raises:
-            Superseded: If the job is at another attempt or has ended.
-        """
+        """Return the newest that is known for a job; raises as ``look``."""
         from ..workers.trainer import Orders
 
-        if time.monotonic() - self._looked_at >= LOOK_S:
-            self._look()
-        stopping = self._job.state in STOPPED_AS
-        return Orders(self._job.workers, self._job.reason or self._job.state if stopping else self._told.stop)
+        self.look()
+        return Orders(self.record.workers if isinstance(self.record, Job) else None, self.stop)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Look at the record, unless that was less than a second ago or the store is away.
+
+        Raises:
+            Superseded: If it is at another attempt or has ended.
+        """
+        if time.monotonic() - self._looked_at < LOOK_S:
+            return
         try:
-            job = self._job = self._store.job(self._job.id)
+            record = self.record = self._store.record(self.record.id)
         except StoreUnavailable:
             return
         finally:
             self._looked_at = time.monotonic()
-        if job.attempt != self._attempt or is_final(job.state):
-            raise Superseded(job.id, self._attempt, job.attempt, job.state)
+        if record.attempt != self._attempt or is_final(record.state):
+            raise Superseded(record.id, self._attempt, record.attempt, record.state)
 
 
 class Journal:
     """Writes the reports of one attempt into the store, without what a resumed run reports again.
 
     Attributes:
+        attempt: By whose number it writes.
+        progress: What it has last made of the reports.
         past: Data of the elastic events of earlier attempts.
     """
 
     def __init__(self, store: Store, job_id: str, attempt: int) -> None:
-        self._store, self._job_id, self._attempt = store, job_id, attempt
+        self._store, self._job_id, self.attempt = store, job_id, attempt
         job = self._job()
         self._running = job.state is not State.STARTING
-        self._progress = {name: value for name, value in job.progress.items() if name != "workers"}
+        self.progress = {name: value for name, value in job.progress.items() if name != "workers"}
         self._once = Once()
         self.past: list[dict[str, Any]] = []
         if job.attempt > 1:
@@ -169,8 +181,8 @@ class Journal:
         if not new:
             return
         for kind, data in new:
-            self._progress = advance(self._progress, kind, data)
-        patiently(lambda: self._store.append(self._job_id, new, attempt=self._attempt, progress=self._progress))
+            self.progress = advance(self.progress, kind, data)
+        patiently(lambda: self._store.append(self._job_id, new, attempt=self.attempt, progress=self.progress))
 
     def stopped(self) -> int:
         """Write down what a stopped job becomes, and return the exit code: not 0 if the store didn't want it stopped.
@@ -197,7 +209,7 @@ class Journal:
     def last_words(self, line: str) -> None:
         """Leave a line in the job's log, if the store still takes it."""
         try:
-            self._store.append(self._job_id, [("log", {"worker": "runner", "line": line})], attempt=self._attempt)
+            self._store.append(self._job_id, [("log", {"worker": "runner", "line": line})], attempt=self.attempt)
         except (StoreUnavailable, Superseded) as error:
             print(error, file=sys.stderr)
 
@@ -211,11 +223,11 @@ class Journal:
                 raise
         self._running = True
 
-    def _job(self) -> Job:
-        return patiently(lambda: self._store.job(self._job_id))
+    def _job(self) -> Job | Sweep:
+        return patiently(lambda: self._store.record(self._job_id))
 
     def _move(self, to: State, *, reason: str = "", result: dict[str, Any] | None = None) -> None:
-        patiently(lambda: self._store.move(self._job_id, to, reason=reason, attempt=self._attempt, result=result))
+        patiently(lambda: self._store.move(self._job_id, to, reason=reason, attempt=self.attempt, result=result))
 
     def _remember(self) -> None:
         """Read what earlier attempts have reported."""

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
 from typing import Any
 from uuid import uuid4
@@ -23,6 +23,7 @@ import torch
 from pyarrow import fs
 
 from .errors import CheckpointError
+from .plan import Plan
 from .state import State
 
 _FORMAT = 3
@@ -231,3 +232,39 @@ def restore(state: State, content: dict[str, Any]) -> Record:
     if state.origin is not None:
         state.origin.heed(content["origin"])
     return Record(**content["record"])
+
+
+def identity_of(plan: Plan, layout: Any) -> dict[str, Any]:
+    """Return what must be the same for a checkpoint to be of use.
+
+    Args:
+        plan: Of the run.
+        layout: Of its model, as ``Flat.names`` says it.
+    """
+    idle = {"workers", "checkpoint", "report"}  # fields that don't shape the trajectory
+    return plan.model_dump(mode="json", by_alias=True, exclude=idle) | {"layout": layout}
+
+
+def adopt(source: Path, target: Path, plan: Plan, step: int) -> None:
+    """Let a run go on from the state of another at the same step, by a plan of its own.
+
+    Args:
+        source: Directory of the other run, which has a checkpoint of that step.
+        target: Directory of the run, whose checkpoint of that step is replaced at once or not at all.
+        plan: By which it goes on.
+        step: Where both are held.
+
+    Raises:
+        CheckpointError: If the other run has no such checkpoint.
+    """
+    name = f"step-{step:09d}.ckpt"
+    try:
+        content = torch.load(source / "checkpoints" / name, weights_only=True, map_location="cpu")
+    except OSError as error:
+        raise CheckpointError(f"the checkpoint of step {step} in {source} can't be read: {error}") from error
+    content["identity"] = identity_of(plan, content["identity"]["layout"])
+    folder = target / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{name}.adopted.{uuid4().hex}"
+    torch.save(content, aside)
+    aside.replace(folder / name)

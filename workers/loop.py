@@ -18,7 +18,7 @@ import torch
 from pyarrow import fs
 from pydantic import JsonValue
 
-from .checkpoints import Checkpoints, Record, Saved, restore
+from .checkpoints import Checkpoints, Record, Saved, identity_of, restore
 from .data import TrainingData
 from .engine import Engine, StepReport
 from .errors import Dismissed, ExchangeError, WorkerLate
@@ -73,8 +73,7 @@ class Worker:
         self._engine, self._record = self._new_engine(), Record()
         self._per_epoch = self._engine.data.batches.per_epoch
         self._hold_step = None if hold_at is None else round(hold_at * self._per_epoch)
-        idle = {"workers", "checkpoint", "report"}  # fields that don't shape the trajectory
-        identity = plan.model_dump(mode="json", by_alias=True, exclude=idle) | {"layout": self._engine.flat.names()}
+        identity = identity_of(plan, self._engine.flat.names())
         self._checkpoints = Checkpoints(
             storage.filesystem, storage.directory, identity, plan.checkpoint.keep, seat.member.name
         )
