@@ -176,7 +176,7 @@ class Journal:
 
     def add(self, reports: Sequence[Report]) -> None:
         """Write new reports, and the progress they make. Raises Superseded or MoveRefused when the job is not ours."""
-        self._enter_running()
+        self.enter_running()
         new = [(report.kind, report.data) for report in reports if self._once.is_new(report.kind, report.data)]
         if not new:
             return
@@ -201,7 +201,7 @@ class Journal:
 
     def end(self, outcome: Outcome) -> None:
         """Write down how the run ended. Raises Superseded or MoveRefused when the job is not ours to end."""
-        self._enter_running()
+        self.enter_running()
         to = State.SUCCEEDED if outcome.succeeded else State.FAILED
         result = outcome.result if outcome.succeeded else None
         self._move(to, reason=outcome.reason, result=result)
@@ -213,7 +213,8 @@ class Journal:
         except (StoreUnavailable, Superseded) as error:
             print(error, file=sys.stderr)
 
-    def _enter_running(self) -> None:
+    def enter_running(self) -> None:
+        """Say that it has begun, once; raises MoveRefused when it is not ours to begin."""
         if self._running:
             return
         try:

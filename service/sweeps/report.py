@@ -109,11 +109,11 @@ def _smoother(spec: SweepSpec, own: Sequence[Measured], sign: float) -> Smoother
                 values.append(one.values)
                 shares.append(1.0 if one.full and epoch == one.curve[-1][0] else epoch / full if full else 1.0)
                 scores.append(sign * score)
-    known = {one.configuration for one in own if one.full and one.curve}
-    if len(known) < LEAST:
+    known = {one.configuration for one in own if one.curve}
+    if len(known) < LEAST or not full:
         return (
-            f"only {len(known)} configurations were trained to their end, and {LEAST} are needed to recommend one; "
-            "extend the sweep by more trials, or retry those that failed"
+            f"{len(known)} configurations have a result, and {LEAST} are needed to recommend one, at least one of them "
+            "trained to its end; extend the sweep by more trials, or retry those that failed"
         )
     keep = _thinned(shares, 600)
     axes = [Axis(path, domain) for path, domain in spec.space.items()]

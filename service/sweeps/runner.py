@@ -14,7 +14,6 @@ import traceback
 from ..records import MoveRefused, Superseded, Sweep
 from ..runner import Journal, Wanted, is_due, patiently
 from ..settings import ATTEMPT_VARIABLE, ServiceSettings
-from ..states import State
 from ..store import Store
 from ..told import Told
 
@@ -52,7 +51,7 @@ def run(store: Store, settings: ServiceSettings, sweep_id: str, attempt: int, to
         sweep = wanted.record
         assert isinstance(sweep, Sweep)
         pool = pool_of(sweep, settings.job_dir(sweep_id))
-        store.move(sweep_id, State.RUNNING, attempt=attempt) if sweep.state is State.STARTING else None
+        journal.enter_running()
         while True:
             trials = Trials(store, settings, wanted, attempt, pool)
             try:
