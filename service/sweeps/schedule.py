@@ -1,37 +1,40 @@
-"""Which trials end early, or go on from another's state: Ray Tune's schedulers behind one small class.
+"""Which trials of a sweep end early, or go on from another's state: Ray Tune's schedulers, told one result at a time.
 
-They are given what Tune's controller would give them, in the order of the study. What they draw at random comes from
-the sweep's seed and the number of the call, so it is the same when the calls are repeated.
+The same calls in the same order give the same decisions, in any process. Each trial counts for itself, whatever
+configuration and seed it has; baselines are not for these.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
+from pydantic import JsonValue
 
 from .schedulers import Asha, Median, NoScheduler, Pbt
-from .search import plain, tune_domain
 from .space import Domain, Values
+from .spec import SweepSpec
 
-if TYPE_CHECKING:
-    from .spec import SweepSpec
+_EPOCH, _SCORE = "epoch", "score"  # what Tune finds in a result
+_WORST = 1e30  # stands for a score that is no finite number; finite itself, since Tune interpolates between scores
+_RUNNING, _PAUSED, _TERMINATED = "RUNNING", "PAUSED", "TERMINATED"  # of ray.tune.experiment.Trial
 
 
 @dataclass(frozen=True)
 class Exploit:
-    """A trial goes on from the state of another, at the end of a round, with other values.
+    """One trial goes on from another's state with changed values.
 
     Attributes:
-        target: Number of the trial.
-        source: Number of the one whose state it takes.
-        epoch: Where both stand.
-        values: Of the searched fields, from there on.
+        target: Number of the trial that gives up its own state.
+        source: Number of the trial whose state it takes.
+        epoch: Where the source is, and the target will be.
+        values: The target's searched values from now on, by field path.
     """
 
     target: int
@@ -40,171 +43,245 @@ class Exploit:
     values: Values
 
 
+class Schedule:
+    """Decides after each result whether a trial goes on; a wrapper of one of Tune's schedulers that stop."""
+
+    def __init__(self, spec: SweepSpec, tune: Any) -> None:
+        self._seed, self._worst = spec.seed, _WORST if spec.mode == "min" else -_WORST
+        self._length = spec.length_epochs or 0  # in epochs; a sweep with a scheduler has it
+        self._tune, self._trials = tune, Trials()
+        self._grace, self._reduction = 0.0, 0.0
+        if isinstance(spec.scheduler, Asha):
+            self._grace = float(spec.scheduler.grace(spec.example.evaluate.every_epochs or 1))
+            self._reduction = float(spec.scheduler.reduction)
+
+    def started(self, n: int, values: Mapping[str, JsonValue]) -> None:
+        """Say that trial ``n`` begins with these values."""
+        trial = self._trials.add(n, values)
+        with _seeded(self._seed, n):
+            self._tune.on_trial_add(self._trials, trial)
+
+    def result(self, n: int, epoch: float, score: float) -> bool:
+        """Say what trial ``n`` reached after so many epochs; return False if it is to stop there.
+
+        Args:
+            n: A trial that was started and has not ended.
+            epoch: Passes over the training set so far, more than at its result before.
+            score: The sweep's metric. One that is no finite number is worse than any other.
+        """
+        if epoch >= self._length:
+            return True  # it is at its end, and ``ended`` follows
+        trial = self._trials.live[n]
+        return bool(self._tune.on_trial_result(self._trials, trial, self._report(epoch, score)) != "STOP")
+
+    def ended(self, n: int, epoch: float, score: float | None) -> None:
+        """Say that trial ``n`` is over, at its end, stopped or failed; ``score`` is its last one, None if it failed."""
+        trial = self._trials.end(n)
+        if score is not None and epoch >= self._length:
+            self._tune.on_trial_complete(self._trials, trial, self._report(epoch, score))
+        else:
+            self._tune.on_trial_remove(self._trials, trial)
+
+    def decides(self, epoch: float) -> bool:
+        """Say whether a trial may end, or be changed, after so many epochs; between rungs, ASHA lets all go on."""
+        rung = self._grace
+        while 0 < rung < epoch:
+            rung *= self._reduction
+        return rung in (0.0, epoch)
+
+    def exploits(self) -> list[Exploit]:
+        """Return what the last round of a population decided, once; empty while trials of the round are missing."""
+        return []
+
+    def rounds(self, length_epochs: int) -> list[int]:
+        """Return the epochs at which trials of this length wait for the others of their population."""
+        return []
+
+    def _report(self, epoch: float, score: float) -> dict[str, float]:
+        return {_EPOCH: round(epoch, 3), _SCORE: score if math.isfinite(score) else self._worst}
+
+
+class Population(Schedule):
+    """Population based training: trials wait at each round, and its worst go on from its best.
+
+    A round is decided once all trials of the sweep have started and each that hasn't ended has its result there. One
+    that ends leaves the population. In which order the results of a round come is of no matter.
+    """
+
+    def __init__(self, spec: SweepSpec, pbt: Pbt) -> None:
+        super().__init__(spec, _population_of(spec, pbt, self._exploit))
+        self._space, self._pbt, self._size = spec.space, pbt, spec.configurations
+        self._started: set[int] = set()
+        self._waiting: dict[int, tuple[float, float]] = {}  # epoch and score of those that are at the round
+        self._exploits: list[Exploit] = []
+
+    def started(self, n: int, values: Mapping[str, JsonValue]) -> None:
+        super().started(n, values)
+        self._started.add(n)
+
+    def result(self, n: int, epoch: float, score: float) -> bool:
+        """Say what trial ``n`` reached; a result between rounds, or at the end, changes nothing. Always True."""
+        if round(epoch, 3) in self.rounds(self._length):
+            self._waiting[n] = epoch, score
+            self._decide()
+        return True
+
+    def ended(self, n: int, epoch: float, score: float | None) -> None:
+        """Say that trial ``n`` is over. If the others waited for it alone, their round is decided now."""
+        self._trials.end(n)
+        self._waiting.pop(n, None)
+        self._decide()
+
+    def exploits(self) -> list[Exploit]:
+        found, self._exploits = self._exploits, []
+        return found
+
+    def decides(self, epoch: float) -> bool:
+        return epoch % self._pbt.every_epochs == 0
+
+    def rounds(self, length_epochs: int) -> list[int]:
+        return [*range(self._pbt.every_epochs, length_epochs, self._pbt.every_epochs)]
+
+    def _decide(self) -> None:
+        """Tell Tune of the round, if it is complete: the last of its results makes it decide."""
+        live = self._trials.live
+        if len(self._started) < self._size or not live or set(self._waiting) != set(live):
+            return
+        for trial in live.values():
+            trial.status = _PAUSED
+        for n in sorted(live):
+            epoch, score = self._waiting[n]
+            with _seeded(self._seed, round(epoch)):
+                self._tune.on_trial_result(self._trials, live[n], self._report(epoch, score))
+        for trial in live.values():
+            trial.status = _RUNNING
+        self._waiting.clear()
+
+    def _exploit(self, target: Trial, source: Trial) -> None:
+        target.config = clipped(target.config, self._space)
+        self._exploits.append(Exploit(target.n, source.n, self._waiting[source.n][0], dict(target.config)))
+
+
 def schedule_of(spec: SweepSpec) -> Schedule | None:
-    """Return the scheduler of a sweep, at its beginning, or None if every trial is trained to its end."""
-    return None if isinstance(spec.scheduler, NoScheduler) else Schedule(spec)
+    """Return the scheduler that a sweep asks for, as it is before its first trial; None if trials never end early."""
+    chosen = spec.scheduler
+    if isinstance(chosen, NoScheduler):
+        return None
+    if isinstance(chosen, Pbt):
+        return Population(spec, chosen)
+    return Schedule(spec, _stopping_of(spec, chosen))
+
+
+def clipped(values: Mapping[str, JsonValue], space: Mapping[str, Domain]) -> Values:
+    """Return the values, each within its domain."""
+    return {path: space[path].clip(value) for path, value in values.items()}
+
+
+# What Tune's schedulers see
 
 
 @dataclass(eq=False)
-class _Trial:
-    """What Tune's schedulers ask of a trial."""
+class Trial:
+    """As much of Tune's Trial as its schedulers look at."""
 
-    number: int
+    n: int
     config: dict[str, Any]
-    status: str = "PAUSED"  # a population's trials are held whenever they are looked at
-    over: bool = False
-    trial_id: str = ""
+    status: str = _RUNNING
     experiment_tag: str = ""
-    run_metadata: SimpleNamespace = field(default_factory=lambda: _metadata(None))
+    evaluated_params: dict[str, Any] = field(default_factory=dict)
+    checkpoint: Any = "its newest"  # of which there always is one at a round
+    temporary_state: Any = field(default_factory=lambda: SimpleNamespace(saving_to=None))
+    run_metadata: Any = field(
+        default_factory=lambda: SimpleNamespace(
+            checkpoint_manager=SimpleNamespace(checkpoint_config=SimpleNamespace(num_to_keep=None))
+        )
+    )
 
     @property
-    def checkpoint(self) -> _Trial:
-        return self
-
-    @property
-    def temporary_state(self) -> SimpleNamespace:
-        return SimpleNamespace(saving_to=None)
+    def trial_id(self) -> str:
+        return str(self.n)
 
     def is_finished(self) -> bool:
-        return self.over
+        return self.status == _TERMINATED
+
+    def set_experiment_tag(self, tag: str) -> None:
+        self.experiment_tag = tag
 
     def set_config(self, config: dict[str, Any]) -> None:
         self.config = config
 
-    def set_experiment_tag(self, tag: str) -> None: ...
+
+class Trials:
+    """As much of Tune's controller: the trials that have not ended, in the order of their starts."""
+
+    search_alg = None
+
+    def __init__(self) -> None:
+        self.live: dict[int, Trial] = {}
+
+    def add(self, n: int, values: Mapping[str, JsonValue]) -> Trial:
+        self.live[n] = Trial(n, dict(values))
+        return self.live[n]
+
+    def end(self, n: int) -> Trial:
+        trial = self.live.pop(n)
+        trial.status = _TERMINATED
+        return trial
+
+    def get_trials(self) -> Sequence[Trial]:
+        return [*self.live.values()]
+
+    get_live_trials = get_trials
 
 
-def _metadata(copied: Any) -> SimpleNamespace:
-    manager = SimpleNamespace(checkpoint_config=SimpleNamespace(num_to_keep=None), _latest_checkpoint_result=copied)
-    return SimpleNamespace(checkpoint_manager=manager)
+def _stopping_of(spec: SweepSpec, chosen: Asha | Median) -> Any:
+    from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
+
+    grace = chosen.grace(spec.example.evaluate.every_epochs or 1)
+    common = {"time_attr": _EPOCH, "metric": _SCORE, "mode": spec.mode, "grace_period": grace}
+    if isinstance(chosen, Median):
+        return MedianStoppingRule(**common, min_samples_required=chosen.min_trials)
+    return AsyncHyperBandScheduler(**common, max_t=spec.length_epochs, reduction_factor=chosen.reduction)
 
 
-class Schedule:
-    """One of Tune's schedulers, and what stands for its controller and its trials."""
+def _population_of(spec: SweepSpec, pbt: Pbt, on_exploit: Any) -> Any:
+    from ray.tune.schedulers import PopulationBasedTraining
+    from ray.tune.schedulers import pbt as its_module
 
-    search_alg = None  # Tune's population based training looks whether there is one
+    from .search import tune_domain
 
-    def __init__(self, spec: SweepSpec) -> None:
-        self._spec, self._calls = spec, 0
-        self._trials: dict[int, _Trial] = {}
-        self._tune = _tune_scheduler(spec)
-        self._epoch = 0.0
+    class Telling(PopulationBasedTraining):  # type: ignore[misc]
+        """Tune's own, which says what it did."""
 
-    def started(self, number: int, values: Values) -> None:
-        """A trial begins."""
-        trial = self._trials[number] = _Trial(number, dict(values), trial_id=str(number))
-        with self._drawing():
-            self._tune.on_trial_add(self, trial)
+        def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:
+            super()._exploit(tune_controller, trial, trial_to_clone)
+            on_exploit(trial, trial_to_clone)
 
-    def result(self, number: int, epoch: float, score: float) -> bool:
-        """Take a result; return whether the trial is to go on."""
-        trial = self._trials[number]
-        self._epoch = epoch
-        with self._drawing():
-            answer = self._tune.on_trial_result(self, trial, self._result(epoch, score))
-        return bool(answer != "STOP")
-
-    def ended(self, number: int, epoch: float, score: float | None) -> None:
-        """A trial has trained to its end, was ended early, or failed, then without a score."""
-        trial = self._trials.pop(number)
-        trial.over = True
-        with self._drawing():
-            if score is None:
-                self._tune.on_trial_error(self, trial)
-            else:
-                self._tune.on_trial_complete(self, trial, self._result(epoch, score))
-
-    def exploits(self) -> list[Exploit]:
-        """Return who goes on from whose state, after the last result of a round; each is returned once."""
-        found = []
-        for trial in self._trials.values():
-            manager = trial.run_metadata.checkpoint_manager
-            if manager._latest_checkpoint_result is None:
-                continue
-            source = manager._latest_checkpoint_result.checkpoint
-            manager._latest_checkpoint_result = None
-            trial.config = {path: self._inside(path, value) for path, value in trial.config.items()}
-            found.append(Exploit(trial.number, source.number, self._epoch, dict(trial.config)))
-        return found
-
-    def rounds(self, length_epochs: int) -> list[float]:
-        """Return after which epochs a population is held; empty for other schedulers."""
-        own = self._spec.scheduler
-        if not isinstance(own, Pbt):
-            return []
-        return [float(epoch) for epoch in range(own.every_epochs, length_epochs, own.every_epochs)]
-
-    def decides(self, epoch: float) -> bool:
-        """Say whether a trial may be ended, or changed, after these epochs."""
-        own = self._spec.scheduler
-        if isinstance(own, Pbt):
-            return epoch % own.every_epochs == 0
-        if not isinstance(own, Asha):
-            return True
-        rung: float = own.grace(self._spec.example.evaluate.every_epochs or 1)
-        while rung < epoch:
-            rung *= own.reduction
-        return rung == epoch
-
-    def get_trials(self) -> list[_Trial]:
-        """As Tune's controller."""
-        return [*self._trials.values()]
-
-    def get_live_trials(self) -> list[_Trial]:
-        """As Tune's controller."""
-        return self.get_trials()
-
-    def _result(self, epoch: float, score: float) -> dict[str, float]:
-        return {"epoch": epoch, self._spec.metric: score}
-
-    def _inside(self, path: str, value: Any) -> Any:
-        domain = self._spec.space.get(path)
-        return plain(value) if domain is None else domain.clip(plain(value))
-
-    @contextmanager
-    def _drawing(self) -> Iterator[None]:
-        """Have Tune draw from a stream of this call, and leave everyone else's as it was."""
-        self._calls += 1
-        before, before_numpy = random.getstate(), np.random.get_state()
-        seed = int(np.random.SeedSequence([self._spec.seed, self._calls]).generate_state(1)[0])
-        random.seed(seed)
-        np.random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(before)
-            np.random.set_state(before_numpy)
-
-
-def _tune_scheduler(spec: SweepSpec) -> Any:
-    import logging
-
-    from ray.tune import schedulers
-
-    logging.getLogger("ray.tune").setLevel(logging.WARNING)
-    logging.getLogger(schedulers.pbt.__name__).setLevel(logging.WARNING)
-    own, every = spec.scheduler, spec.example.evaluate.every_epochs or 1
-    common = {"time_attr": "epoch", "metric": spec.metric, "mode": spec.mode}
-    if isinstance(own, Asha):
-        return schedulers.AsyncHyperBandScheduler(
-            **common, max_t=spec.length_epochs, grace_period=own.grace(every), reduction_factor=own.reduction
-        )
-    if isinstance(own, Median):
-        return schedulers.MedianStoppingRule(
-            **common, grace_period=own.grace(every), min_samples_required=own.min_trials, min_time_slice=float("inf")
-        )
-    assert isinstance(own, Pbt)
-    return schedulers.PopulationBasedTraining(
-        **common,
-        perturbation_interval=own.every_epochs,
-        hyperparam_mutations=_mutations(spec.space),
-        quantile_fraction=own.quantile,
-        resample_probability=own.resample,
-        perturbation_factors=own.factors,
+    its_module.logger.setLevel(logging.WARNING)  # it tells of each exploit; the sweep has an event for that
+    return Telling(
+        time_attr=_EPOCH,
+        metric=_SCORE,
+        mode=spec.mode,
+        perturbation_interval=pbt.every_epochs,
+        hyperparam_mutations={path: domain.listed or tune_domain(domain) for path, domain in spec.space.items()},
+        quantile_fraction=pbt.quantile,
+        resample_probability=pbt.resample,
+        perturbation_factors=pbt.factors,
         log_config=False,
         synch=True,
     )
 
 
-def _mutations(space: Mapping[str, Domain]) -> dict[str, Any]:
-    return {path: domain.listed or tune_domain(domain) for path, domain in space.items()}
+@contextmanager
+def _seeded(seed: int, moment: int) -> Iterator[None]:
+    """Give Tune, which draws from the process's own generators, numbers of a moment; leave those as they were."""
+    import numpy as np
+
+    before, numpy_before = random.getstate(), np.random.get_state()
+    random.seed(f"{seed}/{moment}")
+    np.random.seed(random.getrandbits(32))
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(numpy_before)

@@ -1,162 +1,168 @@
-"""Where configurations come from: Ray Tune's searchers, and the grid, behind one small class.
+"""What a sweep tries next: Ray Tune's searchers, asked one configuration after the other.
 
-The same calls in the same order give the same suggestions, in any process.
+The same calls in the same order give the same suggestions, in any process. Of a list, searchers see the indexes alone,
+so that its values may be of any kind.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-import numpy as np
 from pydantic import JsonValue
 
 from .space import Domain, Values
-
-if TYPE_CHECKING:
-    from .spec import SweepSpec
+from .spec import SweepSpec
 
 
-class Search(Protocol):
-    """What finds configurations.
+class Search:
+    """Suggests configurations, whatever comes of them.
 
     Attributes:
-        adaptive: Whether suggestions depend on what is told.
+        adaptive: Whether what is told changes what is suggested next.
     """
-
-    adaptive: bool
-
-    def suggest(self, configuration: int) -> Values:
-        """Return a configuration's values; to be called for 0, 1, 2 ... in order."""
-
-    def tell(self, configuration: int, score: float | None) -> None:
-        """Take what a configuration has come to, or None if it failed."""
-
-    def tell_other(self, values: Values, score: float | None) -> None:
-        """Take what a configuration has come to that was not suggested."""
-
-
-def search_of(spec: SweepSpec) -> Search:
-    """Return the search of a sweep, at its beginning."""
-    if spec.search == "grid":
-        names = list(spec.grid)
-        return Listed([dict(zip(names, point, strict=True)) for point in itertools.product(*spec.grid.values())])
-    if spec.search == "random":
-        return Random(spec.space, spec.seed)
-    return Optuna(spec)
-
-
-class Listed:
-    """Configurations that are known beforehand."""
 
     adaptive = False
 
-    def __init__(self, points: list[Values]) -> None:
-        self._points = points
+    def suggest(self, configuration: int) -> Values:
+        """Return the values of a configuration by field path; to be asked for 0, 1, 2 ... in turn."""
+        raise NotImplementedError
+
+    def tell(self, configuration: int, score: float | None) -> None:
+        """Say how a suggested configuration did: its metric, or None if it failed."""
+
+    def tell_other(self, values: Mapping[str, JsonValue], score: float | None) -> None:
+        """Say how values did that were not suggested; tell None of the configuration in whose place they were."""
+
+
+class Grid(Search):
+    """All points of a grid, in Tune's order: the first field changes fastest."""
+
+    def __init__(self, values: Mapping[str, list[JsonValue]]) -> None:
+        from ray.tune.search.variant_generator import generate_variants, grid_search
+
+        self._values = values
+        self._points = [
+            spec for _, spec in generate_variants({p: grid_search(range(len(v))) for p, v in values.items()})
+        ]
 
     def suggest(self, configuration: int) -> Values:
-        return self._points[configuration]
-
-    def tell(self, configuration: int, score: float | None) -> None: ...
-
-    def tell_other(self, values: Values, score: float | None) -> None: ...
+        return {path: self._values[path][index] for path, index in self._points[configuration].items()}
 
 
-class Random(Listed):
-    """Independent draws from Tune's distributions, each configuration from a stream of its own."""
+class Random(Search):
+    """Each configuration drawn for itself, by Tune's domains from the search's seed and the configuration's index."""
 
-    def __init__(self, space: Mapping[str, Domain], seed: int) -> None:
-        self._seed = seed
-        self._domains = {path: tune_domain(domain) for path, domain in space.items()}
+    def __init__(self, spec: SweepSpec) -> None:
+        self._seed, self._space = spec.seed, spec.space
+        self._domains = {path: tune_domain(domain) for path, domain in spec.space.items()}
 
     def suggest(self, configuration: int) -> Values:
-        stream = np.random.RandomState([self._seed, configuration])
-        return {path: plain(domain.sample(random_state=stream)) for path, domain in self._domains.items()}
+        import numpy as np
+
+        drawn = np.random.RandomState([self._seed, configuration])
+        found = {path: domain.sample(random_state=drawn) for path, domain in self._domains.items()}
+        return _values_of(found, self._space)
 
 
-class Optuna:
-    """Optuna's samplers, through Tune.
+class Model(Search):
+    """Optuna's model of the metric, by Tune's OptunaSearch: TPE, or a Gaussian process.
 
-    Sources: Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NIPS 2011 (tpe); Snoek et al., "Practical
-    Bayesian Optimization of Machine Learning Algorithms", NIPS 2012 (gp)
+    Configurations that were suggested and not told of yet count as well, so that several at once differ.
     """
 
     adaptive = True
 
     def __init__(self, spec: SweepSpec) -> None:
-        with _silence():
-            import optuna
-            from ray.tune.search.optuna import OptunaSearch
+        from ray.tune.search.optuna import OptunaSearch
 
-            samplers = optuna.samplers
-            sampler = (
-                samplers.GPSampler(seed=spec.seed)
-                if spec.search == "gp"
-                else samplers.TPESampler(seed=spec.seed, multivariate=True)
+        self._space, self._metric = spec.space, spec.metric
+        domains = {path: tune_domain(domain) for path, domain in spec.space.items()}
+        with quiet():
+            self._tune = OptunaSearch(
+                OptunaSearch.convert_search_space(domains),
+                metric=spec.metric,
+                mode=spec.mode,
+                sampler=_sampler_of(spec),
             )
-            self._metric = spec.metric
-            self._distributions = {path: _distribution(domain) for path, domain in spec.space.items()}
-            self._lists = {path: domain.listed for path, domain in spec.space.items() if domain.listed}
-            self._tune = OptunaSearch(self._distributions, metric=spec.metric, mode=spec.mode, sampler=sampler)
 
     def suggest(self, configuration: int) -> Values:
-        with _silence():
-            found = self._tune.suggest(str(configuration)) or {}
-        return {
-            path: self._lists[path][value] if path in self._lists else plain(value) for path, value in found.items()
-        }
+        with quiet():
+            found: dict[str, Any] = self._tune.suggest(str(configuration))
+        return _values_of(found, self._space)
 
     def tell(self, configuration: int, score: float | None) -> None:
-        with _silence():
-            result = None if score is None else {self._metric: score}
-            self._tune.on_trial_complete(str(configuration), result, error=score is None)
+        with quiet():
+            if _finite(score):
+                self._tune.on_trial_complete(str(configuration), {self._metric: score})
+            else:
+                self._tune.on_trial_complete(str(configuration), error=True)
 
-    def tell_other(self, values: Values, score: float | None) -> None:
-        if score is None:
-            return
-        point = {
-            path: self._lists[path].index(value) if path in self._lists else value for path, value in values.items()
+    def tell_other(self, values: Mapping[str, JsonValue], score: float | None) -> None:
+        parameters = {
+            path: domain.listed.index(values[path]) if domain.listed else values[path]
+            for path, domain in self._space.items()
         }
-        with _silence():
-            self._tune.add_evaluated_point(point, score)
+        with quiet():
+            self._tune.add_evaluated_point(parameters, score, error=not _finite(score))
+
+
+def search_of(spec: SweepSpec) -> Search:
+    """Return the search that a sweep asks for, as it is before its first suggestion."""
+    if spec.search == "grid":
+        return Grid(spec.grid)
+    return Random(spec) if spec.search == "random" else Model(spec)
 
 
 def tune_domain(domain: Domain) -> Any:
-    """Return Tune's word for a domain; whole numbers include both ends."""
+    """Return Tune's domain: a range, or the indexes of a list."""
     from ray import tune
 
-    if domain.ends is None:
-        return tune.choice(domain.listed)
-    low, high = domain.ends
-    return tune.randint(int(low), int(high) + 1) if domain.integer else getattr(tune, domain.kind)(low, high)
+    if domain.integer:
+        low, high = domain.integer
+        return tune.randint(low, high + 1)  # Tune's upper end is left out
+    if domain.ends:
+        return tune.loguniform(*domain.ends) if domain.loguniform else tune.uniform(*domain.ends)
+    return tune.choice(range(len(domain.listed)))
 
 
-def _distribution(domain: Domain) -> Any:
-    """Return Optuna's word for a domain; of a list, its indices, since values may be anything."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+def _sampler_of(spec: SweepSpec) -> Any:
+    from optuna.samplers import GPSampler, TPESampler
 
-    if domain.ends is None:
-        return CategoricalDistribution(range(len(domain.listed)))
-    low, high = domain.ends
-    if domain.kind == "integer":
-        return IntDistribution(int(low), int(high))
-    return FloatDistribution(low, high, log=domain.kind == "loguniform")
+    if spec.search == "gp":
+        return GPSampler(seed=spec.seed, n_startup_trials=10)
+    return TPESampler(seed=spec.seed, n_startup_trials=10, multivariate=True, constant_liar=True)
 
 
-def plain(value: Any) -> JsonValue:
-    """Return a value without numpy's types."""
-    return value.item() if isinstance(value, np.generic) else value  # type: ignore[no-any-return]
+def _values_of(found: Mapping[str, Any], space: Mapping[str, Domain]) -> Values:
+    """Return what a searcher found as plain numbers and values of lists, in the order of the space."""
+    return {
+        path: domain.listed[int(found[path])]
+        if domain.listed
+        else int(found[path])
+        if domain.integer
+        else domain.clip(float(found[path]))
+        for path, domain in space.items()
+    }
+
+
+def _finite(score: float | None) -> bool:
+    return score is not None and math.isfinite(score)
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Keep what Optuna and Tune have to say about themselves out of the log."""
+def quiet() -> Iterator[None]:
+    """Let neither Optuna nor Tune log or warn, without changing what others see of them."""
     import optuna
 
+    before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
