@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
+from ..service.fields import Place, find, show
 from ..workers.tasks import BUILT_IN
-
-Location = Sequence[str | int]
-_SHOWN = 60  # characters of a wrong value that a sentence repeats
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,7 @@ def faults_in(model: type[BaseModel] | None, error: Mapping[str, Any], *, whole:
     context = error.get("ctx", {})
     if "field" in context:
         return _refused(str(context["field"]), str(context["message"]), error["input"])
-    place = _find(model, error["loc"])
+    place = find(model, error["loc"])
     path = place.path
     if error["type"].startswith("union_tag"):
         path = (*path, context["discriminator"].strip("'"))
@@ -66,11 +61,13 @@ def faults_in(model: type[BaseModel] | None, error: Mapping[str, Any], *, whole:
 def _refused(field: str, message: str, value: object) -> list[Fault]:
     """Return the faults of a check of ours, which names its field from the root: ``task/params/x``."""
     path = tuple(field.split("/"))
-    if path[:2] == ("task", "params") and isinstance(value, Mapping):
+    inner = path[1:] if path[0] == "base" else path  # a sweep's base is a job
+    if inner[:2] == ("task", "params") and isinstance(value, Mapping):
         task = BUILT_IN.get(str(value.get("entrypoint")))
         found = _parameter_faults(task.Params, value.get("params")) if task else []
         if found:
-            return found
+            above = path[: len(path) - len(inner)]
+            return [replace(fault, path=(*above, *fault.path)) for fault in found]
     name = ".".join(path)
     return [Fault(path, message if path[-1] in message else f"{name}: {message}")]
 
@@ -84,55 +81,6 @@ def _parameter_faults(model: type[BaseModel], params: object) -> list[Fault]:
     return []
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where an error is: its path as the user wrote it, and what the schema knows there."""
-
-    path: tuple[str, ...]
-    siblings: tuple[str, ...] = ()
-    description: str = ""
-
-
-def _find(model: type[BaseModel] | None, location: Location) -> _Place:
-    """Follow ``location`` through the fields of ``model``, leaving out the tags that pydantic adds for unions."""
-    path: list[str] = []
-    siblings: tuple[str, ...] = ()
-    description = ""
-    choices: Sequence[type[BaseModel]] = [model] if model else []
-    tag = ""  # name of the field that tells the choices apart
-    if model is not None and location[:2] == ("task", "params") and "task" not in model.model_fields:
-        path, location = ["task", "params"], location[2:]
-    for part in location:
-        if tag:
-            choices, tag = [choice for choice in choices if _has_tag(choice, tag, part)], ""
-            continue
-        path.append(str(part))
-        description, siblings = "", ()
-        if not choices:
-            continue
-        fields = {field.alias or name: field for name, field in choices[0].model_fields.items()}
-        siblings = tuple(fields)
-        field = fields.get(str(part)) or choices[0].model_fields.get(str(part))
-        choices = list(_models_in(field.annotation)) if field else []
-        if field:
-            description, tag = field.description or "", str(field.discriminator or "")
-    return _Place(tuple(path), siblings, description)
-
-
-def _models_in(annotation: Any) -> Iterable[type[BaseModel]]:
-    """Yield the models that a field may hold."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif get_origin(annotation) in (Union, UnionType):
-        for part in get_args(annotation):
-            yield from _models_in(part)
-
-
-def _has_tag(model: type[BaseModel], field: str, tag: str | int) -> bool:
-    info: FieldInfo | None = model.model_fields.get(field)
-    return info is not None and get_origin(info.annotation) is Literal and tag in get_args(info.annotation)
-
-
 _LIMITS = {
     "greater_than_equal": ("ge", "at least"),
     "less_than_equal": ("le", "at most"),
@@ -144,7 +92,7 @@ _OBJECT = {"model_type", "model_attributes_type", "dict_type", "dataclass_type"}
 
 
 def _describe(  # noqa: PLR0911 - a table of errors
-    name: str, error: Mapping[str, Any], place: _Place
+    name: str, error: Mapping[str, Any], place: Place
 ) -> tuple[str, str]:
     """Return (sentence, hint) for one error of pydantic at the field ``name``."""
     kind, context, value = error["type"], error.get("ctx", {}), error.get("input")
@@ -173,7 +121,7 @@ def _describe(  # noqa: PLR0911 - a table of errors
     return (message if last in message and not last.isdecimal() else f"{name}: {message}"), ""
 
 
-def _unknown(name: str, place: _Place) -> tuple[str, str]:
+def _unknown(name: str, place: Place) -> tuple[str, str]:
     *_, wrong = place.path
     near = get_close_matches(wrong, place.siblings, n=1)
     known = f"known: {', '.join(place.siblings)}" if place.siblings else ""
@@ -183,15 +131,3 @@ def _unknown(name: str, place: _Place) -> tuple[str, str]:
 
 def _number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, (int, float)) else str(value)
-
-
-def show(value: object) -> str:
-    """Return a wrong value as JSON, short enough for a sentence."""
-    if isinstance(value, (bytes, bytearray)):
-        return f"{len(value)} bytes"
-    if isinstance(value, Mapping):
-        return "an object"
-    if isinstance(value, (list, tuple)):
-        return "a list"
-    text = json.dumps(value, default=str)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
