@@ -1,5 +1,6 @@
-"""What makes the stored jobs and Ray agree: starts queued jobs, watches their runners, starts vanished ones again.
+"""What makes the store and Ray agree: starts queued jobs and sweeps, watches their runners, starts vanished ones again.
 
+A sweep has a runner as a job has, which trains all its trials, so what is said of jobs here holds for sweeps too.
 ``decide`` says what is to be done about one job, from what the store and Ray know; ``Reconciler`` does it. Every move
 it makes is conditional on the attempt it looked at, so several reconcilers may work on one store, a cancel or a finish
 in between wins, and a pass may be cut off at any point: the next one finds the rest still to do.
@@ -19,14 +20,16 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from .launcher import OVER, Launcher, LaunchRefused, NoRay
-from .records import Job, MoveRefused, StoreUnavailable, Superseded
+from .records import Job, MoveRefused, StoreUnavailable, Superseded, Sweep
 from .settings import ATTEMPT_VARIABLE, STATE_DIR_VARIABLE, STORE_URL_VARIABLE, ServiceSettings
-from .states import OCCUPYING, STOPPED_AS, State
+from .states import STOPPED_AS, State
 from .store import Store
 
 LOSSES_ALLOWED = 10
 """How often a job is started again since its whole cluster was lost. That is no fault of the job and so doesn't count
 against its ``max_restarts``; but a job that itself brings its cluster down must end some time."""
+
+Launched = Job | Sweep  # what has a runner of its own
 
 TRAIN_VARIABLES = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 """What Ray Train gives to all actors of a run. Where the whole job has it, they start in the processes that Ray keeps
@@ -62,7 +65,7 @@ class Decision(StrEnum):
     END = "write down that its runner has ended, as it was asked to"
 
 
-def decide(job: Job, ray_says: str | None, for_s: float) -> Decision:
+def decide(job: Launched, ray_says: str | None, for_s: float) -> Decision:
     """Return what to do about a job that occupies a place, from Ray's word on the runner of its attempt.
 
     ``for_s`` is how long, in seconds, the job is known to be in its state. A runner that is to stop sees that by
@@ -84,12 +87,12 @@ def decide(job: Job, ray_says: str | None, for_s: float) -> Decision:
     return Decision.RESTART if job.restarts < job.spec.max_restarts else Decision.GIVE_UP
 
 
-def _stop_now_or_later(job: Job, for_s: float) -> Decision:
+def _stop_now_or_later(job: Launched, for_s: float) -> Decision:
     has_begun = job.started_at is not None
     return Decision.KEEP if has_begun and for_s < PATIENCE_S[job.state] else Decision.STOP
 
 
-def submission_id(job: Job) -> str:
+def submission_id(job: Launched) -> str:
     """Return the name under which Ray knows the runner of this attempt."""
     return f"sampa-{job.id}-{job.attempt}"
 
@@ -135,7 +138,7 @@ class Reconciler:
         try:
             if not self._launcher.reachable():
                 return "does not answer; jobs keep their state until it does"
-            occupying = self._store.jobs(OCCUPYING, limit=10_000)
+            occupying = self._store.occupying()
             cancelled_first = sorted(occupying, key=lambda job: job.state is not State.CANCELLING)
             self._stopping = {job.id: self._since(job) for job in occupying if job.state in STOPPED_AS}
             words = [_unless_refused(self._look_after, job) for job in cancelled_first]
@@ -155,19 +158,19 @@ class Reconciler:
             return f"its last pass failed with {type(error).__name__}: {error}"
         return "ok"
 
-    def _look_after(self, job: Job) -> None:
+    def _look_after(self, job: Launched) -> None:
         ray_says = self._launcher.status(submission_id(job))
         # refused if the job has moved since we read it: a runner that ended well, a cancel, another reconciler
         with suppress(MoveRefused, Superseded):
             _, since = self._since(job)
             self._do(decide(job, ray_says, time.monotonic() - since), job, ray_says)
 
-    def _since(self, job: Job) -> tuple[State, float]:
+    def _since(self, job: Launched) -> tuple[State, float]:
         """Return the job's state and since when it is known to be in it."""
         known = self._stopping.get(job.id)
         return known if known is not None and known[0] is job.state else (job.state, time.monotonic())
 
-    def _do(self, decision: Decision, job: Job, ray_says: str | None) -> None:
+    def _do(self, decision: Decision, job: Launched, ray_says: str | None) -> None:
         move = self._store.move
         match decision:
             case Decision.STOP:
@@ -195,11 +198,11 @@ class Reconciler:
             case Decision.KEEP:
                 pass
 
-    def _obstacle(self, job: Job) -> str:
+    def _obstacle(self, job: Launched) -> str:
         """Return why the job's code could not be put in place; empty if that is not why its runner has ended."""
-        return self._launcher.obstacle(submission_id(job)) if job.spec.code else ""
+        return self._launcher.obstacle(submission_id(job)) if job.spec.bundle or job.spec.pip else ""
 
-    def _launch(self, job: Job) -> None:
+    def _launch(self, job: Launched) -> None:
         """Hand the runner of this attempt to Ray. Cut off anywhere, the next pass does it again under the same id."""
         env = {
             STATE_DIR_VARIABLE: str(self._settings.state_dir),
@@ -210,11 +213,12 @@ class Reconciler:
             **PLACE_VARIABLES,
         }
         # exec: the runner itself is the process that Ray watches and ends, with no shell in between
-        entrypoint = f"exec {shlex.quote(sys.executable)} -m sampa.service.runner {job.id}"
+        module = "sampa.service.sweeps.runner" if isinstance(job, Sweep) else "sampa.service.runner"
+        entrypoint = f"exec {shlex.quote(sys.executable)} -m {module} {job.id}"
         self._launcher.submit(submission_id(job), entrypoint, env, self._carried(job), job.spec.pip)
         self._store.mark_launched(job.id, job.attempt)
 
-    def _carried(self, job: Job) -> str:
+    def _carried(self, job: Launched) -> str:
         """Give the job's bundle to Ray, which may have lost it with its cluster, and return its address there."""
         sha256 = job.spec.bundle
         return self._launcher.carry(sha256, lambda: self._store.bundles.content(sha256)) if sha256 else ""
@@ -225,7 +229,7 @@ class Reconciler:
         self._health = {**self._health, part: word}
 
 
-def _unless_refused(work: Callable[[Job], None], job: Job) -> str:
+def _unless_refused(work: Callable[[Launched], None], job: Launched) -> str:
     try:
         work(job)
     except LaunchRefused as error:
@@ -237,7 +241,7 @@ def _without_code(obstacle: str) -> str:
     return obstacle and f"the bundle or the packages of its field code could not be put in place: {obstacle}"
 
 
-def _why_given_up(job: Job, ray_says: str | None) -> str:
+def _why_given_up(job: Launched, ray_says: str | None) -> str:
     if ray_says is None:
         return (
             f"its Ray cluster was lost {job.losses + 1} times while it ran, and it is not started again; "

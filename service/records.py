@@ -1,4 +1,7 @@
-"""What the store gives back, and what it raises."""
+"""What the store gives back, and what it raises.
+
+Ids are unique over jobs, sweeps and trials; where an error is about any of them, its ``what`` is the word for it.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,24 @@ from datetime import datetime
 from typing import Any
 
 from .specs import JobSpec
-from .states import State, is_final
+from .states import Kind, State, is_final
+from .sweeps.spec import Part, SweepSpec
 
 
-@dataclass(frozen=True)
-class Job:
-    """One job as it is stored. Times are aware, in UTC; ``version`` grows with every change that this record shows."""
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """What a job and a sweep have in common: their life. Times are aware, in UTC."""
 
     id: str
     name: str
     state: State
     reason: str
-    spec: JobSpec
     attempt: int
-    """Number of its newest runner, 0 before the first; whoever writes as an older one is refused."""
+    """0 before its first runner, and higher for each one; whoever writes as an older one is refused."""
     restarts: int
     """How often a vanished runner was started again, counted against ``spec.max_restarts``."""
     losses: int
-    """How often it was started again since its whole Ray cluster was lost, which is no fault of the job."""
+    """How often it was started again since its whole Ray cluster was lost, which is no fault of its own."""
     launched: bool
     """Whether Ray is known to have accepted the runner of this attempt."""
     created_at: datetime
@@ -33,15 +36,34 @@ class Job:
     ended_at: datetime | None
     progress: dict[str, Any]
     result: dict[str, Any] | None
-    workers: int | None
-    """The most workers that it is to have, once it was resized; None: as its spec says."""
     last_event: int
     version: int
+    """Grows with every change that this record shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Stored):
+    """One job as it is stored, or one trial of a sweep."""
+
+    spec: JobSpec
+    workers: int | None
+    """The most workers that it is to have, once it was resized; None: as its spec says."""
+    sweep_id: str | None = None
+    """The sweep whose trial it is; None: it is a job of its own."""
+    part: Part | None = None
+    """Its place in that sweep."""
 
     @property
     def wanted_workers(self) -> int:
         """The most workers that it is to have."""
         return self.workers or self.spec.max_workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Stored):
+    """One sweep as it is stored; ``spec`` says what it is to do now, extensions included."""
+
+    spec: SweepSpec
 
 
 @dataclass(frozen=True)
@@ -79,6 +101,26 @@ class NoSuchJob(StoreError):
         super().__init__(f"there is no job {job_id}; list the jobs to see which exist")
 
 
+class NoSuchSweep(StoreError):
+    def __init__(self, sweep_id: str) -> None:
+        self.sweep_id = sweep_id
+        super().__init__(f"there is no sweep {sweep_id}; list the sweeps to see which exist")
+
+
+class NoSuchTrial(StoreError):
+    def __init__(self, sweep_id: str, number: int) -> None:
+        self.sweep_id, self.number = sweep_id, number
+        super().__init__(f"sweep {sweep_id} has no trial {number} yet; list its trials to see which have begun")
+
+
+class PartOfSweep(StoreError):
+    def __init__(self, job_id: str, sweep_id: str, asked: str) -> None:
+        self.job_id, self.sweep_id, self.asked = job_id, sweep_id, asked
+        super().__init__(
+            f"{job_id} is a trial of sweep {sweep_id} and can't be {asked} by itself; steer the sweep instead"
+        )
+
+
 class NoSuchBundle(StoreError):
     def __init__(self, sha256: str) -> None:
         self.sha256 = sha256
@@ -94,32 +136,50 @@ class CodeMissing(StoreError):
 
 
 class KeyReused(StoreError):
-    def __init__(self, key: str, job_id: str) -> None:
-        self.key, self.job_id = key, job_id
+    def __init__(self, key: str, job_id: str, what: str = Kind.JOB) -> None:
+        self.key, self.job_id, self.what = key, job_id, what
         super().__init__(
-            f"the idempotency key {key!r} was used for job {job_id} with another spec; "
-            "use a new key for each new job, and the same one only to repeat a request"
+            f"the idempotency key {key!r} was used for {what} {job_id} with another spec; "
+            "use a new key for each new job or sweep, and the same one only to repeat a request"
         )
 
 
 class MoveRefused(StoreError):
-    def __init__(self, job_id: str, current: State, to: State) -> None:
-        self.job_id, self.current, self.to = job_id, current, to
+    def __init__(self, job_id: str, current: State, to: State, what: str = Kind.JOB) -> None:
+        self.job_id, self.current, self.to, self.what = job_id, current, to, what
         what_to_do = (
-            "it has ended; submit it again as a new job" if is_final(current) else "read its state and decide anew"
+            f"it has ended; submit it again as a new {what}" if is_final(current) else "read its state and decide anew"
         )
-        super().__init__(f"job {job_id} is {current} and can't become {to}; {what_to_do}")
+        super().__init__(f"{what} {job_id} is {current} and can't become {to}; {what_to_do}")
 
 
 class NotNow(StoreError):
-    def __init__(self, job_id: str, state: State, asked: str) -> None:
-        self.job_id, self.state, self.asked = job_id, state, asked
+    def __init__(self, job_id: str, state: State, asked: str, what: str = Kind.JOB) -> None:
+        self.job_id, self.state, self.asked, self.what = job_id, state, asked, what
+        anew = "extend it, or retry its failed trials" if what == Kind.SWEEP else "submit it again as a new job"
         advice = "wait until it is PAUSED"
         if is_final(state):
-            advice = "it has ended; submit it again as a new job"
+            advice = f"it has ended; {anew}"
         elif state is State.CANCELLING:
-            advice = "it ends as CANCELLED; submit it again as a new job"
-        super().__init__(f"job {job_id} is {state} and can't be {asked}; {advice}")
+            advice = f"it ends as CANCELLED; {'then ' if what == Kind.SWEEP else ''}{anew}"
+        super().__init__(f"{what} {job_id} is {state} and can't be {asked}; {advice}")
+
+
+class NotExtended(StoreError):
+    """What a sweep can't be extended by; ``field`` is the one that is wrong."""
+
+    def __init__(self, sweep_id: str, field: str, why: str) -> None:
+        self.sweep_id, self.field = sweep_id, field
+        super().__init__(f"sweep {sweep_id} can't be extended: {field} {why}")
+
+
+class Changed(StoreError):
+    def __init__(self, job_id: str, version: int, current: int, what: str = Kind.JOB) -> None:
+        self.job_id, self.version, self.current, self.what = job_id, version, current, what
+        super().__init__(
+            f"{what} {job_id} has changed since it was read at version {version}, it is at {current}; "
+            "read it again and decide anew"
+        )
 
 
 class TooManyWorkers(StoreError):
@@ -131,11 +191,11 @@ class TooManyWorkers(StoreError):
 
 
 class Superseded(StoreError):
-    def __init__(self, job_id: str, attempt: int, current: int, state: State) -> None:
-        self.job_id, self.attempt, self.current, self.state = job_id, attempt, current, state
+    def __init__(self, job_id: str, attempt: int, current: int, state: State, what: str = Kind.JOB) -> None:
+        self.job_id, self.attempt, self.current, self.state, self.what = job_id, attempt, current, state, what
         super().__init__(
-            f"attempt {attempt} of job {job_id} may not write: the job is {state} at attempt {current}; "
-            "this runner has been replaced or its job has ended, and should exit"
+            f"attempt {attempt} of {what} {job_id} may not write: the {what} is {state} at attempt {current}; "
+            f"this runner has been replaced or its {what} has ended, and should exit"
         )
 
 

@@ -89,11 +89,17 @@ jobs = Table(
     Column("result", JSON(none_as_null=True)),
     Column("workers", Integer),
     Column("bundle", String(64), ForeignKey("bundles.sha256")),
+    Column("kind", String(8), nullable=False, server_default="job"),
+    Column("sweep_id", String(32), ForeignKey("jobs.id")),  # of a trial
+    Column("number", Integer),  # of a trial, in its sweep
+    Column("part", JSON(none_as_null=True)),  # of a trial: what it has from its sweep
+    Column("asked", JSON(none_as_null=True)),  # of a sweep that was extended: its spec as it was submitted
     Column("last_event", Integer, nullable=False),
     Column("version", Integer, nullable=False),
-    Index("jobs_by_age", "created_at", "id"),
+    Index("jobs_by_age", "kind", "created_at", "id"),
     Index("jobs_by_state", "state", "created_at", "id"),
-    Index("jobs_by_name", "name", "created_at", "id"),
+    Index("jobs_by_name", "kind", "name", "created_at", "id"),
+    Index("trials_by_number", "sweep_id", "number", unique=True),
     Index("jobs_by_bundle", "bundle"),
 )
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from sampa.service.launcher import Content, RayUnreachable
 from sampa.service.specs import JobSpec
-from sampa.service.store import Store
+from sampa.service.states import State
+from sampa.service.store import Job, Store, Sweep
+from sampa.service.sweeps.spec import SweepSpec
 
 DEADLINE_S = 30.0
 
@@ -23,6 +25,20 @@ def spec_of(name: str = "sample", **changes: Any) -> JobSpec:
         "batch_size": 64,
     }
     return JobSpec.model_validate({**fields, **changes})
+
+
+def sweep_spec_of(name: str = "rho", **changes: Any) -> SweepSpec:
+    base = spec_of().model_dump(mode="json", by_alias=True, exclude_unset=True)
+    del base["name"]
+    fields = {
+        "name": name,
+        "base": base,
+        "space": {"method.rho": {"loguniform": [0.01, 0.5]}},
+        "trials": 4,
+        "baselines": ["sgd"],
+        "parallel": 2,
+    }
+    return SweepSpec.model_validate({**fields, **changes})
 
 
 def wait_until(true: Callable[[], object], deadline_s: float = DEADLINE_S) -> None:
@@ -97,3 +113,25 @@ class FakeRay:
 
 def submitted(store: Store, **changes: Any) -> str:
     return store.submit(spec_of(**changes))[0].id
+
+
+def running_sweep(store: Store, **changes: Any) -> Sweep:
+    """Return a sweep whose first runner is at work."""
+    sweep, _ = store.sweeps.submit(sweep_spec_of(**changes))
+    store.move(sweep.id, State.STARTING, next_attempt=True)
+    store.move(sweep.id, State.RUNNING, attempt=1)
+    return store.sweeps.get(sweep.id)
+
+
+def added_trial(store: Store, sweep: Sweep, number: int = 1, rho: float = 0.1) -> Job:
+    """Return a trial that waits; number 0 is the baseline's."""
+    part = sweep.spec.part(number, {"method.rho": rho})
+    return store.sweeps.add_trial(sweep.id, part, sweep.spec.job_of(part), sweep.attempt)
+
+
+def begun_trial(store: Store, sweep: Sweep | None = None, number: int = 1) -> Job:
+    """Return a trial that is RUNNING."""
+    sweep = sweep or running_sweep(store)
+    trial = store.sweeps.begin_trial(added_trial(store, sweep, number).id, sweep.attempt)
+    store.move(trial.id, State.RUNNING, attempt=trial.attempt)
+    return store.job(trial.id)

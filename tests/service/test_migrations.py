@@ -69,7 +69,10 @@ def test_a_store_of_the_first_version_keeps_its_jobs(store_url: str) -> None:
     assert (job.state, job.spec, job.workers, job.wanted_workers) == (State.PAUSED, spec_of(), None, 2)
     assert store.resize("old", 1).workers == 1
     assert [event.kind for event in store.events("old")] == ["resize"]
-    assert (job.spec.code, job.spec.bundle) == (None, None)
+    assert (job.spec.code, job.spec.bundle, job.sweep_id, job.part) == (None, None, None, None)
+    assert [one.id for one in store.jobs()] == ["old"]
+    assert store.resume("old").state is State.QUEUED
+    assert store.claim(max_running=1) == store.job("old")
     assert store.bundles.drop_unused(datetime.now(UTC)) == 0
     store.close()
 

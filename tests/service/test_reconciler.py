@@ -20,7 +20,16 @@ from sampa.service.settings import ServiceSettings
 from sampa.service.states import OCCUPYING, State
 from sampa.service.store import Job, Store, StoreUnavailable
 
-from .samples import FakeRay, spec_of, submitted, wait_until
+from .samples import (
+    FakeRay,
+    added_trial,
+    begun_trial,
+    running_sweep,
+    spec_of,
+    submitted,
+    sweep_spec_of,
+    wait_until,
+)
 
 STARTING, RUNNING, PAUSING, CANCELLING = State.STARTING, State.RUNNING, State.PAUSING, State.CANCELLING
 
@@ -120,6 +129,39 @@ class TestStarting:
             "RAY_CHDIR_TO_TRIAL_DIR": "0",
         }
         assert (ray.codes[name], ray.pips[name], ray.packages) == ("", [], {})
+
+    def test_a_sweep_has_a_runner_of_its_own_kind_and_its_trials_have_none(
+        self, store: Store, ray: FakeRay, reconciler: Reconciler
+    ) -> None:
+        sweep, _ = store.sweeps.submit(sweep_spec_of())
+        reconciler.step()
+        added_trial(store, store.sweeps.get(sweep.id))
+        reconciler.step()
+        assert ray.started == [name := f"sampa-{sweep.id}-1"]
+        assert ray.entrypoints[name] == f"exec {sys.executable} -m sampa.service.sweeps.runner {sweep.id}"
+        assert store.sweeps.get(sweep.id).launched
+
+    def test_a_sweep_whose_runner_vanished_is_started_again_and_its_trials_wait(
+        self, store: Store, ray: FakeRay, reconciler: Reconciler
+    ) -> None:
+        sweep = running_sweep(store)
+        trial = begun_trial(store, sweep)
+        ray.submissions[f"sampa-{sweep.id}-1"] = "FAILED"
+        reconciler.step()
+        assert ray.started == [f"sampa-{sweep.id}-2"]
+        waiting = store.job(trial.id)
+        assert waiting.state is State.QUEUED
+        assert "started again from its newest checkpoint" in waiting.reason
+
+    def test_a_sweep_is_given_up_after_its_own_restarts(
+        self, store: Store, ray: FakeRay, reconciler: Reconciler
+    ) -> None:
+        sweep = running_sweep(store, max_restarts=0)
+        trial = begun_trial(store, sweep)
+        ray.submissions[f"sampa-{sweep.id}-1"] = "FAILED"
+        reconciler.step()
+        assert "max_restarts is 0" in store.sweeps.get(sweep.id).reason
+        assert store.job(trial.id).state is State.CANCELLED
 
     def test_a_start_cut_off_before_the_submit_is_made_up_for(
         self, store: Store, ray: FakeRay, reconciler: Reconciler

@@ -1,12 +1,17 @@
-"""The table of moves keeps what the states promise."""
+"""The tables of moves keep what the states promise."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import pytest
 from sampa.service.states import (
     MOVES,
     OCCUPYING,
+    REOPENED,
     STOPPED_AS,
+    TRIAL_MOVES,
+    Kind,
     State,
     cancelled_as,
     goes_on,
@@ -16,17 +21,40 @@ from sampa.service.states import (
     sources,
 )
 
-ENDS = {State.SUCCEEDED, State.FAILED, State.CANCELLED}
+ENDS = {State.SUCCEEDED, State.FAILED, State.CANCELLED, State.STOPPED}
+OF_TRIALS = {State.QUEUED, State.STARTING, State.RUNNING, *ENDS}
 
 
-def test_every_state_has_its_moves_and_only_the_three_ends_are_final() -> None:
+def test_every_state_has_its_moves_and_only_the_ends_are_final() -> None:
     assert set(MOVES) == set(State)
     assert {state for state in State if is_final(state)} == ENDS
 
 
 def test_every_state_can_be_reached_and_an_end_can_be_reached_from_every_state() -> None:
-    assert _reachable(State.QUEUED) == set(State)
+    assert _reachable(State.QUEUED) == set(State) - {State.STOPPED}, "only a trial is stopped"
     assert all(_reachable(state) & ENDS for state in State)
+
+
+def test_a_trial_has_states_of_its_own_choice_and_the_same_ends() -> None:
+    assert set(TRIAL_MOVES) == _reachable(State.QUEUED, TRIAL_MOVES) == OF_TRIALS
+    assert {state for state, moves in TRIAL_MOVES.items() if not moves} == ENDS
+    assert all(_reachable(state, TRIAL_MOVES) & ENDS for state in OF_TRIALS)
+
+
+def test_a_trial_may_wait_again_and_end_at_once_which_a_job_may_not() -> None:
+    more = {(a, b) for a, moves in TRIAL_MOVES.items() for b in moves} - {(a, b) for a in MOVES for b in MOVES[a]}
+    going = (State.STARTING, State.RUNNING)
+    assert more == {
+        *((state, State.QUEUED) for state in going),
+        *((state, State.CANCELLED) for state in going),
+        *((state, State.STOPPED) for state in (State.QUEUED, *going)),
+    }
+
+
+def test_only_a_sweep_and_its_trials_come_back_from_an_end() -> None:
+    assert REOPENED[Kind.JOB] == frozenset()
+    assert all(is_final(state) for kind in Kind for state in REOPENED[kind])
+    assert State.SUCCEEDED not in REOPENED[Kind.TRIAL], "a finished trial is never repeated"
 
 
 def test_an_accepted_cancel_ends_as_cancelled() -> None:
@@ -72,11 +100,13 @@ def test_only_a_job_that_ends_trains_no_more() -> None:
 def test_the_sources_of_a_state_are_those_that_may_enter_it() -> None:
     assert sources(State.STARTING) == {State.QUEUED, State.STARTING, State.RUNNING}
     assert sources(State.SUCCEEDED, {State.CANCELLING, State.RUNNING}) == {State.RUNNING}
+    assert sources(State.QUEUED, kind=Kind.TRIAL) == {State.STARTING, State.RUNNING}
+    assert sources(State.PAUSED, kind=Kind.TRIAL) == frozenset()
 
 
-def _reachable(state: State) -> set[State]:
+def _reachable(state: State, moves: Mapping[State, set[State]] = MOVES) -> set[State]:
     found, new = {state}, {state}
     while new:
-        new = set().union(*(MOVES[each] for each in new)) - found
+        new = set().union(*(moves[each] for each in new)) - found
         found |= new
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import signal
 import subprocess
@@ -15,11 +16,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sampa.service.states import MOVES, State, is_final
-from sampa.service.store import Job, MoveRefused, NotNow, Store, StoreError, Superseded
+from sampa.service.states import OCCUPYING, REOPENED, Kind, State, is_final, moves_of
+from sampa.service.store import Changed, Job, MoveRefused, NotNow, Store, StoreError, Superseded, Sweep
 from sqlalchemy.exc import StatementError
 
-from .samples import spec_of, wait_until
+from .samples import added_trial, begun_trial, running_sweep, spec_of, sweep_spec_of, wait_until
 
 APPENDER = """
 import sys
@@ -59,15 +60,17 @@ def start(store: Store) -> Job:
     return job
 
 
-def assert_whole(store: Store, job_id: str) -> None:
-    """Events are 1, 2, 3 ... to the job's last one, and each state follows from the one before by the table."""
-    job, events = store.job(job_id), store.events(job_id, limit=100_000)
-    assert [event.seq for event in events] == list(range(1, job.last_event + 1))
+def assert_whole(store: Store, some_id: str) -> None:
+    """Events are 1, 2, 3 ... to the last one, and each state follows from the one before by the tables."""
+    record, events = store.record(some_id), store.events(some_id, limit=100_000)
+    assert [event.seq for event in events] == list(range(1, record.last_event + 1))
     states = [State(event.data["state"]) for event in events if event.kind == "state"]
     assert states[0] is State.QUEUED
-    assert states[-1] is job.state
-    assert all(after in MOVES[before] for before, after in pairwise(states))
-    assert [state for state in states if is_final(state)] in ([], [job.state])
+    assert states[-1] is record.state
+    kind = Kind.SWEEP if isinstance(record, Sweep) else Kind.TRIAL if record.sweep_id else Kind.JOB
+    again = {(end, State.QUEUED) for end in REOPENED[kind]}
+    assert all(after in moves_of(kind)[before] or (before, after) in again for before, after in pairwise(states))
+    assert kind is not Kind.JOB or [state for state in states if is_final(state)] in ([], [record.state])
 
 
 def spawn(code: str, *arguments: str) -> subprocess.Popen[str]:
@@ -210,6 +213,107 @@ def test_whatever_is_done_at_once_the_sequence_stays_whole(store: Store, seed: i
     for _ in range(6):
         at_once(*[something() for _ in range(4)])
     assert_whole(store, job.id)
+
+
+def test_of_a_trials_begin_and_a_restart_of_its_sweep_the_trial_waits_in_the_end(store: Store) -> None:
+    for _ in range(10):
+        sweep = running_sweep(store)
+        trial = added_trial(store, sweep)
+        begun, restarted = at_once(
+            lambda sweep=sweep, trial=trial: store.sweeps.begin_trial(trial.id, sweep.attempt),
+            lambda sweep=sweep: store.move(sweep.id, State.STARTING, attempt=1, next_attempt=True),
+        )
+        assert isinstance(restarted, Sweep)
+        assert store.job(trial.id).state is State.QUEUED
+        if isinstance(begun, Job):
+            with pytest.raises(Superseded):
+                store.append(trial.id, [("log", {})], attempt=begun.attempt)
+        else:
+            assert isinstance(begun, Superseded)
+        assert_whole(store, trial.id)
+
+
+def test_one_trial_begun_twice_at_once_belongs_to_one_of_the_two(store: Store) -> None:
+    sweep = running_sweep(store)
+    trial = added_trial(store, sweep)
+    both = at_once(*[lambda: store.sweeps.begin_trial(trial.id, sweep.attempt)] * 2)
+    attempts = sorted(one.attempt for one in both if isinstance(one, Job))
+    assert attempts == [1, 2]
+    written = at_once(*[lambda a=a: store.append(trial.id, [("log", {"a": a})], attempt=a) for a in attempts])
+    assert isinstance(written[0], Superseded)
+    assert [event.data["a"] for event in store.events(trial.id, kinds=("log",))] == [2]
+
+
+def test_one_trial_added_many_times_at_once_is_one_trial(store: Store) -> None:
+    sweep = running_sweep(store)
+    added = at_once(*[lambda: added_trial(store, sweep)] * 8)
+    assert {trial.id for trial in added if isinstance(trial, Job)} == {store.sweeps.trial(sweep.id, 1).id}
+    assert len(store.sweeps.trials(sweep.id)) == 1
+
+
+def test_of_an_extension_and_an_end_neither_is_lost(store: Store) -> None:
+    for _ in range(10):
+        sweep = running_sweep(store)
+        end, extended = at_once(
+            lambda sweep=sweep: store.move(sweep.id, State.SUCCEEDED, attempt=1, version=sweep.version),
+            lambda sweep=sweep: store.sweeps.extend(sweep.id, trials=8),
+        )
+        assert isinstance(extended, Sweep)
+        now = store.sweeps.get(sweep.id)
+        assert (now.state, now.spec.trials) == (State.RUNNING if isinstance(end, Changed) else State.QUEUED, 8)
+        assert_whole(store, sweep.id)
+
+
+def test_of_a_trials_end_and_its_sweeps_end_one_wins(store: Store) -> None:
+    for _ in range(10):
+        sweep = running_sweep(store)
+        trial = begun_trial(store, sweep)
+        done, _ = at_once(
+            lambda trial=trial: store.move(trial.id, State.SUCCEEDED, attempt=1),
+            lambda sweep=sweep: store.move(sweep.id, State.FAILED, attempt=1),
+        )
+        assert store.job(trial.id).state is (State.SUCCEEDED if isinstance(done, Job) else State.CANCELLED)
+        assert_whole(store, trial.id)
+
+
+def test_claims_at_once_take_jobs_and_sweeps_once(store: Store) -> None:
+    for _ in range(3):
+        store.submit(spec_of())
+        store.sweeps.submit(sweep_spec_of())
+    claimed = at_once(*[lambda: store.claim(max_running=4)] * 8)
+    assert len({one.id for one in claimed if isinstance(one, Job | Sweep)}) == 4
+    assert sum(one is not None for one in claimed) == 4
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32))
+def test_whatever_is_done_to_a_sweep_at_once_its_sequences_stay_whole(store: Store, seed: int) -> None:
+    chance = random.Random(seed)
+    sweep, _ = store.sweeps.submit(sweep_spec_of())
+    ids: list[str] = []
+
+    def something() -> Callable[[], object]:
+        attempt, to, number = chance.randint(1, 3), chance.choice(list(State)), chance.randint(0, 3)
+        some_id, more = chance.choice([sweep.id, *ids]), chance.randint(4, 9)
+        return chance.choice([
+            lambda: ids.append(added_trial(store, dataclasses.replace(sweep, attempt=attempt), number).id),
+            lambda: store.sweeps.begin_trial(some_id, attempt),
+            lambda: store.move(some_id, to, attempt=attempt),
+            lambda: store.append(some_id, [("log", {"line": "x"})], attempt=attempt),
+            lambda: store.claim(max_running=100),
+            lambda: store.sweeps.pause(sweep.id),
+            lambda: store.sweeps.resume(sweep.id),
+            lambda: store.sweeps.extend(sweep.id, trials=more),
+            lambda: store.sweeps.retry(sweep.id),
+            lambda: store.sweeps.cancel(sweep.id) if number == 0 else store.sweeps.get(sweep.id),
+        ])  # fmt: skip
+
+    for _ in range(8):
+        at_once(*[something() for _ in range(4)])
+    for some_id in {sweep.id, *ids}:
+        assert_whole(store, some_id)
+    if store.sweeps.get(sweep.id).state not in OCCUPYING:
+        assert not store.sweeps.trials(sweep.id, states=[State.STARTING, State.RUNNING]), "nobody could be at work"
 
 
 def test_a_superseded_writer_adds_nothing_however_it_races(store: Store) -> None:
