@@ -9,8 +9,12 @@ from typing import Any, Protocol
 
 import httpx
 
+from .room import Node
+
 Content = Callable[[], Iterable[bytes]]
 CARRY_S = 120.0  # in which Ray must take a package, which it keeps in memory
+ROOM_S = 5.0  # in which Ray must say what its nodes have
+MOST_NODES = 10_000  # of which Ray tells at once
 OVER = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})  # what Ray calls a submission whose process has ended
 
 
@@ -25,6 +29,7 @@ class Launcher(Protocol):
     def status(self, submission_id: str) -> str | None: ...
     def stop(self, submission_id: str) -> None: ...
     def reachable(self) -> bool: ...
+    def room(self) -> list[Node] | None: ...
     def close(self) -> None: ...
 
 
@@ -135,6 +140,20 @@ class RayJobs:
             return self._request("GET", "/api/version").is_success
         except RayUnreachable:
             return False
+
+    def room(self) -> list[Node] | None:
+        """Return the nodes of the cluster; None where that can't be told, or an autoscaler may add others."""
+        try:
+            nodes = self._request("GET", "/api/v0/nodes", params={"limit": MOST_NODES}, timeout=ROOM_S).json()
+            status = self._request("GET", "/api/cluster_status", timeout=ROOM_S).json()
+            types: dict[str, str] = status["data"]["clusterStatus"]["autoscalerReport"]["nodeTypeMapping"]
+            alive = [node for node in nodes["data"]["result"]["result"] if node["state"] == "ALIVE"]
+            # Ray's monitor makes up these names where there is no autoscaler, of which the nodes would be known types
+            fixed = all(types[node["node_id"]] == f"node_{node['node_id']}" for node in alive)
+            have = [node["resources_total"] for node in alive]
+            return [Node(one.get("CPU", 0.0), one.get("GPU", 0.0)) for one in have] if fixed else None
+        except (RayUnreachable, ValueError, KeyError, TypeError):
+            return None
 
     def close(self) -> None:
         """Let go of all connections."""

@@ -27,6 +27,7 @@ from pathlib import Path
 import psutil
 
 from .launcher import Content, Launcher, LaunchRefused, NoRay, RayJobs, RayUnreachable, find_token
+from .room import Node
 from .settings import ServiceSettings
 
 HOST = "127.0.0.1"
@@ -96,6 +97,10 @@ class LocalRayJobs:
 
     def stop(self, submission_id: str) -> None:
         self._there().stop(submission_id)
+
+    def room(self) -> list[Node] | None:
+        jobs = self._jobs
+        return None if jobs is None else jobs.room()
 
     def close(self) -> None:
         """Let go of the connections; Ray itself stays."""

@@ -6,11 +6,13 @@ its caller has begun.
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -22,7 +24,7 @@ from .records import CodeMissing, Job, KeyReused, NoSuchJob, NotNow, Superseded,
 from .specs import JobSpec
 from .states import REOPENED, Kind, State, is_final, sources
 from .sweeps.spec import Part, SweepSpec
-from .tables import UtcTime, events, jobs
+from .tables import UtcTime, events, jobs, to_json
 
 Transaction = Callable[[], AbstractContextManager[Connection]]
 Row = RowMapping
@@ -247,7 +249,13 @@ def to_job(row: Row) -> Job:
 
 def to_sweep(row: Row) -> Sweep:
     """Return the record of a sweep."""
-    return Sweep(**_life(row), spec=SweepSpec.model_validate(row["spec"]))
+    return Sweep(**_life(row), spec=_sweep_spec(to_json(row["spec"])))
+
+
+@lru_cache(maxsize=256)
+def _sweep_spec(text: str) -> SweepSpec:
+    """Return a spec, which is frozen, once for all its readers: checking a large space takes half a second."""
+    return SweepSpec.model_validate(json.loads(text))
 
 
 def to_record(row: Row) -> Job | Sweep:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sampa.service.launcher import Content, RayUnreachable
+from sampa.service.room import Node
 from sampa.service.specs import JobSpec
 from sampa.service.states import State
 from sampa.service.store import Job, Store, Sweep
@@ -62,6 +63,7 @@ class FakeRay:
         self.packages: dict[str, bytes] = {}
         self.obstacles: dict[str, str] = {}
         self.stopped: list[str] = []
+        self.nodes: list[Node] | None = None
         self.on_status: Callable[[], object] = lambda: None
 
     def submit(
@@ -98,6 +100,9 @@ class FakeRay:
 
     def reachable(self) -> bool:
         return self.up
+
+    def room(self) -> list[Node] | None:
+        return self.nodes
 
     def close(self) -> None:
         pass

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from sampa.service.launcher import LaunchRefused, RayJobs, RayUnreachable, find_token
+from sampa.service.room import Node
 
 TOKEN = "secret"
 
@@ -24,6 +25,8 @@ class JobsServer(ThreadingHTTPServer):
         self.packages: dict[str, bytes] = {}
         self.stops: list[str] = []
         self.broken: str | None = None
+        self.nodes: dict[str, dict[str, Any]] = {}
+        self.types: dict[str, str] | None = {}
 
     @property
     def url(self) -> str:
@@ -43,6 +46,11 @@ class JobsHandler(BaseHTTPRequestHandler):
             self._answer(200, {"ray_version": "2.60.0"})
         elif self.path.startswith("/api/packages/"):
             self._answer(200 if self.path in self.server.packages else 404, "")
+        elif self.path.startswith("/api/v0/nodes"):
+            self._answer(200, {"result": True, "data": {"result": {"result": [*self.server.nodes.values()]}}})
+        elif self.path == "/api/cluster_status":
+            report = {} if self.server.types is None else {"autoscalerReport": {"nodeTypeMapping": self.server.types}}
+            self._answer(200, {"result": True, "data": {"clusterStatus": report}})
         elif job_id in self.server.jobs:
             self._answer(200, {"status": "RUNNING", **self.server.jobs[job_id]})
         else:
@@ -196,6 +204,34 @@ def test_a_ray_that_is_away_is_said_to_be(server: JobsServer) -> None:
     with pytest.raises(RayUnreachable, match="jobs keep their state until it does"):
         ray.status("a-1")
     ray.close()
+
+
+def with_nodes(server: JobsServer, *resources: dict[str, float], state: str = "ALIVE") -> None:
+    """Give the server nodes as Ray's monitor knows them where no autoscaler runs."""
+    for number, have in enumerate(resources, len(server.nodes)):
+        name = f"{number:04x}"
+        server.nodes[name] = {"node_id": name, "state": state, "resources_total": have}
+        assert server.types is not None
+        server.types[name] = f"node_{name}"
+
+
+def test_the_room_of_a_cluster_is_what_its_living_nodes_have(ray: RayJobs, server: JobsServer) -> None:
+    with_nodes(server, {"CPU": 2.0, "memory": 1e9}, {"CPU": 8.0, "GPU": 1.0})
+    with_nodes(server, {"CPU": 64.0}, state="DEAD")
+    assert ray.room() == [Node(2, 0), Node(8, 1)]
+
+
+def test_the_room_is_not_known_where_it_may_grow_or_nobody_tells(ray: RayJobs, server: JobsServer) -> None:
+    with_nodes(server, {"CPU": 2.0})
+    server.types = {"0000": "ray.head.default"}
+    assert ray.room() is None, "an autoscaler runs"
+    server.types = None
+    assert ray.room() is None, "the monitor has not reported yet"
+    server.broken = "ValueError: x"
+    assert ray.room() is None
+    away = RayJobs("http://127.0.0.1:1", TOKEN)
+    assert away.room() is None
+    away.close()
 
 
 def test_a_token_is_looked_for_where_ray_looks(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""Whether a cluster could ever hold what is asked for: decided from what its nodes have, not from what is free now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..workers.plan import Workers
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node of the cluster has in all."""
+
+    cpus: float
+    gpus: float
+
+    def holds(self, workers: Workers) -> int:
+        """Return how many of these workers have room on the node, if nobody else is there."""
+        by_cpus = self.cpus // workers.cpus
+        return int(min(by_cpus, self.gpus // workers.gpus) if workers.gpus else by_cpus)
+
+    def __str__(self) -> str:
+        return f"{_count(self.cpus, 'processor')} and {_count(self.gpus, 'GPU')}"
+
+
+def why_no_room(workers: Workers, nodes: Sequence[Node]) -> str:
+    """Return why not even the fewest of these workers have room on the nodes; empty if they have."""
+    fit = sum(node.holds(workers) for node in nodes)
+    if fit >= workers.min:
+        return ""
+    each = str(Node(workers.cpus, workers.gpus))
+    has = "; ".join(f"{count} with {node}" for node, count in _counted(nodes)) or "none"
+    wanted = "a worker" if workers.min == 1 else f"{workers.min} workers at once"
+    advice = "ask for less, or add nodes"
+    return f"each trial needs {wanted} of {each}, but the nodes of the cluster have room for {fit} ({has}); {advice}"
+
+
+def _counted(nodes: Sequence[Node]) -> list[tuple[Node, int]]:
+    kinds = sorted(set(nodes), key=lambda node: (node.gpus, node.cpus))
+    return [(kind, list(nodes).count(kind)) for kind in kinds]
+
+
+def _count(number: float, what: str) -> str:
+    return f"{number:g} {what}" + ("" if number == 1 else "s")
