@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ...workers.pool import Heard, Pool
 from ...workers.trainer import Outcome
 from ..records import Job, StoreUnavailable, Sweep
@@ -148,11 +150,22 @@ class Trials:
     def _begin(self, part: Part, hold_at: float | None) -> None:
         job = self._stored.get(part.number)
         if job is None:
-            spec = self._spec.job_of(part)
+            try:
+                spec = self._spec.job_of(part)
+            except ValidationError as error:  # values that contradict each other, which nobody could foresee
+                self._refuse(part, error.errors()[0]["msg"])
+                return
             job = patiently(lambda: self._store.sweeps.add_trial(self._id, part, spec, self._attempt))
             self._say("trial", {"number": part.number, "configuration": part.configuration, "values": part.values})
         trial = self._open[part.number] = _Trial(job, job.spec, hold_at)
         self._recall(trial)
+
+    def _refuse(self, part: Part, reason: str) -> None:
+        """Count a trial as failed that can't be trained at all."""
+        said = (part.number, part.configuration, part.baseline, part.values, part.seed)
+        self._measured[part.number] = Measured(*said, State.FAILED, reason, (), full=False, seconds=0.0, gradients=0)
+        self._say("trial", {"number": part.number, "state": State.FAILED, "reason": reason, "values": part.values})
+        self._study.ended(part.number, failed=True)
 
     def _recall(self, trial: _Trial) -> None:
         """Tell the study what the store knows of a trial."""
@@ -185,7 +198,9 @@ class Trials:
         self._settle(trial, State.STOPPED, "")
 
     def _done(self, number: int) -> None:
-        trial = self._open.pop(number)
+        trial = self._open.pop(number, None)
+        if trial is None:
+            return
         state, reason = trial.job.state, trial.job.reason
         if not is_final(state):
             assert trial.outcome is not None
