@@ -132,7 +132,7 @@ def _thinned(shares: Sequence[float], most: int) -> list[int]:
 def _recommended(smoother: Smoother, sign: float) -> dict[str, Any]:
     candidates = smoother.candidates()
     means, deviations = smoother.expected(candidates)
-    at = int(means.argmax())
+    at = int((means - deviations).argmax())  # where it is surely good, rather than perhaps a little better
     best = smoother.best_of_draws(candidates)
     half = stats.norm.ppf((1 + LEVEL) / 2) * deviations[at]
     return {

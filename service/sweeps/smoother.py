@@ -62,11 +62,13 @@ class Axis:
 def floor_of(scores: Array) -> float:
     """Return what scores are cut off at, of scores of which more are better.
 
-    The good ones lie between the 60th and the 90th percentile; six times their distance below the latter nothing is
-    of interest for where the best is.
+    Twice as far below the 90th percentile as the median is nothing of interest for where the best is; where the median
+    itself has fallen apart, three times as far as the upper quartile. Digits with label noise, 16 values of rho: cut at
+    0.89, the process is best at 0.134; cut at 0.79, it swings up before the cliff and is best at 0.151, next to it.
     """
-    good, best = np.quantile(scores, [0.6, 0.9])
-    return float(best - 6 * max(best - good, 1e-9 + 1e-3 * abs(best)))
+    middle, upper, best = np.quantile(scores, [0.5, 0.75, 0.9])
+    fell = best - middle > 8 * (best - upper)
+    return float(best - max(3 * (best - upper) if fell else 2 * (best - middle), 1e-9 + 1e-3 * abs(best)))
 
 
 class Smoother:
