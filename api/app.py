@@ -14,10 +14,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from ..service import local_ray
+from ..service.launcher import Launcher
 from ..service.reconciler import Reconciler
 from ..service.settings import ServiceSettings
 from ..service.store import Store
-from . import bundles, health, jobs, problems
+from . import bundles, health, jobs, problems, sweeps
 from .auth import OPEN_PATHS, BearerGate, token_in
 from .bodies import BodyLimit
 
@@ -33,8 +34,14 @@ class Beside(Protocol):
     def health(self) -> Mapping[str, Any]: ...
 
 
-def create_app(settings: ServiceSettings, store: Store | None = None, reconciler: Beside | None = None) -> FastAPI:
-    """Return the application over a store; store and reconciler are made from the settings when left out.
+def create_app(
+    settings: ServiceSettings,
+    store: Store | None = None,
+    reconciler: Beside | None = None,
+    launcher: Launcher | None = None,
+) -> FastAPI:
+    """Return the application over a store; what is left out is made from the settings, but that a reconciler which is
+    given needs no launcher.
 
     Its lifespan brings the store up to date and runs the reconciler, which finds or starts the local Ray when the
     settings give no Ray address. ``app.state.stop`` ends the streams and the reconciler when it is set.
@@ -51,11 +58,14 @@ def create_app(settings: ServiceSettings, store: Store | None = None, reconciler
     )
     app.state.settings, app.state.stop = settings, threading.Event()
     app.state.store = store or Store(settings.store_url)
-    app.state.launcher = None if reconciler else local_ray.connect(settings)
-    app.state.reconciler = reconciler or Reconciler(app.state.store, app.state.launcher, settings)
+    if reconciler is None:
+        launcher = launcher or local_ray.connect(settings)
+        reconciler = Reconciler(app.state.store, launcher, settings)
+    app.state.launcher, app.state.reconciler = launcher, reconciler
     app.add_middleware(BodyLimit)
     app.add_middleware(BearerGate, token=token_in(settings.state_dir))
     app.include_router(jobs.router)
+    app.include_router(sweeps.router)
     app.include_router(bundles.router)
     app.include_router(health.router)
     problems.install(app)

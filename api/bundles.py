@@ -17,9 +17,9 @@ from ..service.reconciler import BUNDLE_KEPT
 from ..service.records import Bundle
 from ..service.settings import ServiceSettings
 from ..service.store import Store
-from .jobs import EVERYWHERE
 from .models import BundleAnswer
 from .problems import Problem, documented
+from .replies import EVERYWHERE
 
 router = APIRouter(prefix="/v1/bundles", tags=["bundles"], responses=EVERYWHERE)
 IN_MEMORY = 4 << 20  # bytes of a bundle on its way in; what is beyond lies in a temporary file

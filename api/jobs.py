@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
-from fastapi import APIRouter, Body, Header, Query, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi.responses import FileResponse
 
-from ..service.settings import ServiceSettings
 from ..service.specs import JobSpec
 from ..service.states import State
 from ..service.store import Event, Job, Store
-from ..workers.ledger import Ledger
 from .models import (
-    Answer,
     Checkpoint,
     CheckpointList,
     EventPage,
-    EventQuery,
     JobAnswer,
     JobPage,
-    JobQuery,
+    ListQuery,
     Measurement,
     MetricPage,
     MetricQuery,
@@ -31,14 +26,34 @@ from .models import (
     WholeJobAnswer,
     job_answer,
 )
-from .pages import cursor_after, position_of
 from .problems import Problem, documented
-from .stream import EventStream
+from .replies import (
+    BODY,
+    EVENTS,
+    EVERYWHERE,
+    UNCHANGED,
+    Accept,
+    Events,
+    Key,
+    Known,
+    LastEvent,
+    all_events,
+    answer,
+    file_reply,
+    heard,
+    listed,
+    past_of,
+    settings_of,
+    shown,
+    steered,
+    store_of,
+    submitted,
+)
 
-EVERYWHERE = documented("unauthorized", "invalid-request", "internal", "not-ready")
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=EVERYWHERE)
 NO_JOB = documented("no-such-job")
-STEERED = documented("no-such-job", "wrong-state")
+CANCELLED = documented("no-such-job", "part-of-sweep")
+STEERED = documented("no-such-job", "wrong-state", "part-of-sweep")
 EXAMPLE = {
     "name": "digits-sampa",
     "task": {"entrypoint": "digits", "params": {"label_noise": 0.4}},
@@ -49,18 +64,7 @@ EXAMPLE = {
     "batch_size": 64,
     "pairs": 1,
 }
-Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
-STREAM_EXAMPLE = 'id: 1\nevent: state\ndata: {"seq":1,"kind":"state","data":{"state":"QUEUED"}}\n\n'
 MODEL_FILE = "model.safetensors"
-
-
-def _store(request: Request) -> Store:
-    store: Store = request.app.state.store
-    return store
-
-
-def _answer(body: Answer, status: int = 200, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(body.model_dump(mode="json", by_alias=True), status, headers)
 
 
 @router.post(
@@ -79,50 +83,31 @@ def submit(
     key: Key = None,
 ) -> Response:
     """Store a job; it starts as soon as there is room. With an Idempotency-Key, repeating the request is safe."""
-    job, created = _store(request).submit(spec, key)
-    if created:
-        request.app.state.reconciler.wake()
-    headers = {"Location": f"/v1/jobs/{job.id}", "ETag": _etag(job)}
-    if not created:
-        headers["Idempotency-Replayed"] = "true"
-    return _answer(job_answer(job), 201 if created else 200, headers)
+    job, created = store_of(request).submit(spec, key)
+    return submitted(request, job, job_answer(job), created)
 
 
 @router.get("", response_model=JobPage, summary="List jobs", responses=documented("wrong-cursor"))
-def list_jobs(request: Request, query: Annotated[JobQuery, Query()]) -> Response:
-    """Return jobs, newest first."""
-    before = None if query.cursor is None else position_of(query.cursor, query.filters())
-    found = _store(request).jobs(query.state, query.name, before, query.limit + 1)
-    shown, more = found[: query.limit], len(found) > query.limit
-    cursor = cursor_after((shown[-1].created_at, shown[-1].id), query.filters()) if more else None
-    headers = {"Link": f'<{_next_link(query, cursor)}>; rel="next"'} if cursor else {}
-    return _answer(JobPage(items=[job_answer(job) for job in shown], next=cursor), headers=headers)
+def list_jobs(request: Request, query: Annotated[ListQuery, Query()]) -> Response:
+    """Return jobs, newest first. The trials of sweeps are not among them."""
+    store = store_of(request)
+    return listed(
+        "/v1/jobs",
+        query,
+        lambda before, limit: store.jobs(query.state, query.name, before, limit),
+        lambda found, cursor: JobPage(items=[job_answer(job) for job in found], next=cursor),
+    )
 
 
-def _next_link(query: JobQuery, cursor: str) -> str:
-    given = query.model_dump(mode="json", exclude_defaults=True) | {"cursor": cursor}
-    return f"/v1/jobs?{urlencode(given, doseq=True)}"
-
-
-@router.get(
-    "/{job_id}",
-    response_model=WholeJobAnswer,
-    summary="Show a job",
-    responses={304: {"description": "Nothing changed since the version in If-None-Match"}, **NO_JOB},
-)
-def show(request: Request, job_id: str, known: Annotated[str | None, Header(alias="If-None-Match")] = None) -> Response:
-    """Return a job with its past."""
-    store = _store(request)
+@router.get("/{job_id}", response_model=WholeJobAnswer, summary="Show a job", responses={**UNCHANGED, **NO_JOB})
+def show(request: Request, job_id: str, known: Known = None) -> Response:
+    """Return a job with its past; a trial of a sweep too, by its id."""
+    store = store_of(request)
     job = store.job(job_id)
-    if _matches(known, _etag(job)):
-        return Response(status_code=304, headers={"ETag": _etag(job)})
-    elastic = Ledger(event.data for event in _all_events(store, job_id, "elastic")).totals()
-    past = {"elastic": elastic, "transitions": store.transitions(job_id)}
-    answer = WholeJobAnswer.model_validate({**job_answer(job).model_dump(by_alias=True), **past})
-    return _answer(answer, headers={"ETag": _etag(job)})
+    return shown(known, job, lambda: WholeJobAnswer(**dict(job_answer(job)), **past_of(store, job)))
 
 
-@router.post("/{job_id}/cancel", status_code=202, response_model=JobAnswer, summary="Cancel a job", responses=NO_JOB)
+@router.post("/{job_id}/cancel", status_code=202, response_model=JobAnswer, summary="Cancel a job", responses=CANCELLED)
 def cancel(request: Request, job_id: str) -> Response:
     """End a job. Repeating it, or cancelling a job that has ended, changes nothing and returns the job as it is."""
     return _steered(request, lambda store: store.cancel(job_id))
@@ -145,7 +130,7 @@ def resume(request: Request, job_id: str) -> Response:
     status_code=202,
     response_model=JobAnswer,
     summary="Resize a job",
-    responses={**STEERED, **documented("malformed-body", "body-too-large", "unsupported-media-type")},
+    responses={**STEERED, **BODY},
 )
 def resize(request: Request, job_id: str, asked: Resize) -> Response:
     """Let a job have at most so many workers from its next step on, or when it starts; its numbers don't change."""
@@ -153,65 +138,38 @@ def resize(request: Request, job_id: str, asked: Resize) -> Response:
 
 
 def _steered(request: Request, act: Callable[[Store], Job]) -> Response:
-    job = act(_store(request))
-    request.app.state.reconciler.wake()
-    return _answer(job_answer(job), 202, {"Location": f"/v1/jobs/{job.id}", "ETag": _etag(job)})
+    job = act(store_of(request))
+    return steered(request, job, job_answer(job))
 
 
 @router.get(
     "/{job_id}/events",
     response_model=EventPage,
     summary="Read what happened, in pages or as a stream",
-    responses={
-        200: {
-            "description": "A page, or a stream that ends with the job",
-            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": STREAM_EXAMPLE}},
-        },
-        **NO_JOB,
-    },
+    responses={**EVENTS, **NO_JOB},
 )
 def events(
-    request: Request,
-    job_id: str,
-    query: Annotated[EventQuery, Query()],
-    accept: Annotated[str, Header()] = "*/*",
-    last_event_id: Annotated[int | None, Header(alias="Last-Event-ID", ge=0)] = None,
+    request: Request, job_id: str, query: Events, accept: Accept = "*/*", last_event_id: LastEvent = None
 ) -> Response:
     """Return the events after a number. A stream takes it from Last-Event-ID, else from ``after``."""
-    store = _store(request)
-    job = store.job(job_id)
-    after = query.after if last_event_id is None else last_event_id
-    if query.stream or "text/event-stream" in accept:
-        return EventStream(store, job_id, after, query.kind, request.app.state.stop)
-    page = store.events(job_id, after, query.limit, query.kind)
-    # The job was read first, so all that it counts was looked at, unless the page is full.
-    seen = page[-1].seq if page else after
-    last = seen if len(page) == query.limit else max(seen, job.last_event)
-    return _answer(EventPage.of(page, last))
+    return heard(request, store_of(request).job(job_id), query, accept, last_event_id)
 
 
 @router.get("/{job_id}/metrics", response_model=MetricPage, summary="Read the measurements", responses=NO_JOB)
 def metrics(request: Request, job_id: str, query: Annotated[MetricQuery, Query()]) -> Response:
     """Return running losses and evaluations, in order."""
-    found = _store(request).events(job_id, query.after, query.limit + 1, ("metrics", "evaluation"))
+    found = store_of(request).events(job_id, query.after, query.limit + 1, ("metrics", "evaluation"))
     shown, more = found[: query.limit], len(found) > query.limit
     items = [Measurement.model_validate({**one.data, "seq": one.seq, "kind": one.kind}) for one in shown]
-    return _answer(MetricPage(items=items, next=shown[-1].seq if more else None))
+    return answer(MetricPage(items=items, next=shown[-1].seq if more else None))
 
 
 @router.get("/{job_id}/checkpoints", response_model=CheckpointList, summary="List the checkpoints", responses=NO_JOB)
 def checkpoints(request: Request, job_id: str) -> Response:
     """Return all checkpoints that were written, and which are still there."""
-    folder = _settings(request).job_dir(job_id)
-    found = _all_events(_store(request), job_id, "checkpoint")
-    return _answer(CheckpointList(items=[_checkpoint(event, folder) for event in found]))
-
-
-def _all_events(store: Store, job_id: str, kind: str) -> list[Event]:
-    found: list[Event] = []
-    while page := store.events(job_id, found[-1].seq if found else 0, kinds=(kind,)):
-        found += page
-    return found
+    folder = settings_of(request).job_dir(job_id)
+    found = all_events(store_of(request), job_id, "checkpoint")
+    return answer(CheckpointList(items=[_checkpoint(event, folder) for event in found]))
 
 
 def _checkpoint(event: Event, folder: Path) -> Checkpoint:
@@ -240,43 +198,20 @@ def _checkpoint(event: Event, folder: Path) -> Checkpoint:
         **documented("no-such-job", "no-model-yet", "model-gone"),
     },
 )
-def model(
-    request: Request, job_id: str, known: Annotated[str | None, Header(alias="If-None-Match")] = None
-) -> Response:
+def model(request: Request, job_id: str, known: Known = None) -> Response:
     """Return the weights as a safetensors file."""
-    job = _store(request).job(job_id)
+    job = store_of(request).job(job_id)
     if job.state is not State.SUCCEEDED:
         raise Problem("no-model-yet", _why_no_model(job), state=job.state)
-    path = _settings(request).job_dir(job_id) / MODEL_FILE
+    path = settings_of(request).job_dir(job_id) / MODEL_FILE
     try:
-        found = path.stat()
+        return file_reply(path, "application/octet-stream", known, f"{job.name}.safetensors")
     except OSError as error:
         detail = f"Job {job_id} has succeeded, but its {MODEL_FILE} was removed; submit the job again to train it anew."
         raise Problem("model-gone", detail) from error
-    file = FileResponse(
-        path, media_type="application/octet-stream", filename=f"{job.name}.safetensors", stat_result=found
-    )
-    if _matches(known, file.headers["etag"]):
-        return Response(status_code=304, headers={"ETag": file.headers["etag"]})
-    return file
 
 
 def _why_no_model(job: Job) -> str:
     if job.ended_at is None:
         return f"Job {job.id} is {job.state}; its model is there once it has SUCCEEDED."
     return f"Job {job.id} ended {job.state} and has no model{': ' + job.reason if job.reason else '.'}"
-
-
-def _settings(request: Request) -> ServiceSettings:
-    settings: ServiceSettings = request.app.state.settings
-    return settings
-
-
-def _etag(job: Job) -> str:
-    return f'"{job.version}"'
-
-
-def _matches(known: str | None, etag: str) -> bool:
-    """Say whether an If-None-Match header names this version."""
-    tags = [tag.strip().removeprefix("W/") for tag in (known or "").split(",")]
-    return etag in tags or "*" in tags

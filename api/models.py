@@ -29,12 +29,12 @@ class WorkerCount(Answer):
     now: int = Field(description="in the newest generation that has made a step; 0 where none trains")
 
 
-class JobAnswer(Answer):
-    """A job and where it is on its way."""
+class LifeAnswer(Answer):
+    """What a job, a sweep and a trial have in common."""
 
     id: str
     name: str
-    state: State = Field(description="where the job is; be ready for states that come later")
+    state: State = Field(description="where it is on its way; be ready for states that come later")
     reason: str = Field(description="why it is in this state; may be empty")
     attempt: int = Field(description="number of the runner that works on it; 0 before the first")
     restarts: int = Field(description="how often its runner was started again")
@@ -43,9 +43,15 @@ class JobAnswer(Answer):
     started_at: datetime | None
     ended_at: datetime | None
     progress: Data = Field(description="step, steps and others; empty before the first report")
+    result: Data | None = Field(description="what came out; null before the end")
+
+
+class JobAnswer(LifeAnswer):
+    """A job and where it is on its way."""
+
     workers: WorkerCount = Field(description="changed by resize")
     spec: JobSpec = Field(description="the job as it was asked for, with all defaults")
-    result: Data | None = Field(description="what came out; null before the end")
+    sweep_id: str | None = Field(description="the sweep whose trial it is; null: it is a job of its own")
 
 
 class Transition(Answer):
@@ -85,7 +91,9 @@ class EventAnswer(Answer):
 
     seq: int = Field(description="1, 2, 3 ... for each job, without gap")
     time: datetime
-    kind: str = Field(description="state, task, metrics, evaluation, checkpoint, elastic, resize, log; more may come")
+    kind: str = Field(
+        description="state, task, metrics, evaluation, checkpoint, elastic, resize, log, trial, extend; more may come"
+    )
     data: Data = Field(description="what happened; its fields depend on the kind")
 
 
@@ -169,11 +177,11 @@ class Query(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class JobQuery(Query):
-    """Which jobs."""
+class ListQuery(Query):
+    """Which jobs, or sweeps."""
 
-    state: list[State] = Field([], description="only jobs in this state; may be repeated")
-    name: str | None = Field(None, description="only jobs of this name")
+    state: list[State] = Field([], description="only those in this state; may be repeated")
+    name: str | None = Field(None, description="only those of this name")
     limit: int = Field(50, ge=1, le=200, description="how many at most")
     cursor: str | None = Field(None, description="next of the page before")
 
@@ -200,6 +208,10 @@ class MetricQuery(Query):
 
 def job_answer(job: Job) -> JobAnswer:
     """Return a job as lists show it."""
+    return JobAnswer.model_validate({**vars(job), "workers": worker_count(job)})
+
+
+def worker_count(job: Job) -> WorkerCount:
+    """Return how many workers a job or trial has, and is to have."""
     training = job.state in OCCUPYING - {State.STARTING}
-    now = job.progress.get("workers", 0) if training else 0
-    return JobAnswer.model_validate({**vars(job), "workers": {"wanted": job.wanted_workers, "now": now}})
+    return WorkerCount(wanted=job.wanted_workers, now=job.progress.get("workers", 0) if training else 0)

@@ -28,11 +28,16 @@ from ..service.store import (
     KeyReused,
     NoSuchBundle,
     NoSuchJob,
+    NoSuchSweep,
+    NoSuchTrial,
+    NotExtended,
     NotNow,
+    PartOfSweep,
     StoreError,
     StoreUnavailable,
     TooManyWorkers,
 )
+from ..service.sweeps.spec import SweepSpec
 from .faults import Fault, faults_in, summary
 
 log = logging.getLogger("sampa.api")
@@ -46,20 +51,35 @@ KINDS: Mapping[str, tuple[int, str]] = {
     "no-such-path": (404, "There is nothing at this path"),
     "no-such-job": (404, "There is no such job"),
     "no-such-bundle": (404, "There is no such bundle"),
+    "no-such-sweep": (404, "There is no such sweep"),
+    "no-such-trial": (404, "The sweep has no such trial"),
+    "no-report-yet": (404, "The sweep has no report"),
     "method-not-allowed": (405, "This path doesn't take this method"),
     "no-model-yet": (409, "The job has no model"),
-    "wrong-state": (409, "The job's state doesn't allow that"),
+    "no-recommendation": (409, "The sweep's report recommends nothing"),
+    "part-of-sweep": (409, "A trial is steered by its sweep"),
+    "wrong-state": (409, "Its state doesn't allow that"),
     "model-gone": (410, "The job's model is no longer there"),
     "body-too-large": (413, "The body is too large"),
     "bundle-too-large": (413, "The bundle is too large"),
     "unsupported-media-type": (415, "The body has another content type than is taken here"),
     "invalid-job": (422, "The job is not valid"),
+    "invalid-sweep": (422, "The sweep is not valid"),
+    "no-room": (422, "The cluster could never hold it"),
     "invalid-bundle": (422, "The bundle can't be used"),
     "invalid-request": (422, "A parameter of the request is not valid"),
     "key-reused": (422, "The idempotency key belongs to another request"),
     "internal": (500, "Something is wrong in the server"),
     "not-ready": (503, "The server is not ready"),
 }
+AS_SAID: Mapping[type[StoreError], str] = {
+    NoSuchJob: "no-such-job",
+    NoSuchSweep: "no-such-sweep",
+    NoSuchTrial: "no-such-trial",
+    NoSuchBundle: "no-such-bundle",
+    KeyReused: "key-reused",
+}
+INVALID: Mapping[type[BaseModel] | None, str] = {JobSpec: "invalid-job", SweepSpec: "invalid-sweep"}
 
 
 class Problem(Exception):
@@ -110,22 +130,21 @@ def problem_of(request: Request, error: Exception) -> Problem:  # noqa: PLR0911 
     match error:
         case Problem():
             return error
-        case NoSuchJob():
-            return Problem("no-such-job", str(error))
-        case NoSuchBundle():
-            return Problem("no-such-bundle", str(error))
+        case NoSuchJob() | NoSuchSweep() | NoSuchTrial() | NoSuchBundle() | KeyReused():
+            return Problem(AS_SAID[type(error)], str(error))
         case CodeMissing():
-            return _invalid_body("invalid-job", [Fault(("code", "bundle"), str(error))])
+            return _without_code(request, error)
         case BundleTooLarge():
             return Problem("bundle-too-large", _sentence(str(error)))
         case BundleRefused():
             return Problem("invalid-bundle", _sentence(str(error)))
-        case KeyReused():
-            return Problem("key-reused", str(error))
         case NotNow():
             return Problem("wrong-state", str(error), state=error.state)
-        case TooManyWorkers():
-            return _invalid_body("invalid-request", [Fault(("workers",), str(error))])
+        case PartOfSweep():
+            return Problem("part-of-sweep", str(error), sweep_id=error.sweep_id)
+        case TooManyWorkers() | NotExtended():
+            field = error.field if isinstance(error, NotExtended) else "workers"
+            return invalid_body("invalid-request", [Fault(tuple(field.split(".")), str(error))])
         case StoreUnavailable():
             return Problem("not-ready", str(error), headers={"Retry-After": "1"})
         case RequestValidationError():
@@ -181,11 +200,18 @@ def _invalid(request: Request, error: RequestValidationError) -> Problem:
         return _wrong_parameters(request, error)
     model = _body_model(request)
     stripped = [{**one, "loc": one["loc"][1:]} for one in error.errors()]
-    kind = "invalid-job" if model is JobSpec else "invalid-request"
-    return _invalid_body(kind, [fault for one in stripped for fault in faults_in(model, one, whole="the body")])
+    kind = INVALID.get(model, "invalid-request")
+    return invalid_body(kind, [fault for one in stripped for fault in faults_in(model, one, whole="the body")])
 
 
-def _invalid_body(kind: str, faults: Sequence[Fault]) -> Problem:
+def _without_code(request: Request, error: CodeMissing) -> Problem:
+    model = _body_model(request)
+    above = ("base",) if model is SweepSpec else ()
+    return invalid_body(INVALID.get(model, "invalid-request"), [Fault((*above, "code", "bundle"), str(error))])
+
+
+def invalid_body(kind: str, faults: Sequence[Fault]) -> Problem:
+    """Return the problem for a body in which these fields are wrong."""
     documents = [{"pointer": fault.pointer, "detail": fault.detail, "hint": fault.hint} for fault in faults]
     return Problem(kind, _sentence(summary(faults)), faults=documents)
 

@@ -1,4 +1,4 @@
-"""A job's events as server-sent events: the history first, then live, each once, until the job has ended."""
+"""The events of a job, trial or sweep as they are sent: the history first, then live, each once, until it has ended."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, store: Store, job_id: str, after: int, kinds: Collection[str], stop: threading.Event) -> None:
+    def __init__(self, store: Store, some_id: str, after: int, kinds: Collection[str], stop: threading.Event) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(_lines(store, job_id, after, kinds, stop), headers=headers)
+        super().__init__(_lines(store, some_id, after, kinds, stop), headers=headers)
 
 
 async def _lines(
-    store: Store, job_id: str, after: int, kinds: Collection[str], stop: threading.Event
+    store: Store, some_id: str, after: int, kinds: Collection[str], stop: threading.Event
 ) -> AsyncIterator[bytes]:
-    """Yield what goes over the wire; ends with the job, with ``stop``, or when the store can't be read."""
+    """Yield what goes over the wire; ends with what it is about, with ``stop``, or when the store can't be read."""
     yield f"retry: {RETRY_MS}\n\n".encode()
     spoke = time.monotonic()
     while not stop.is_set():
         try:
-            news, after, state = await run_sync(_look, store, job_id, after, kinds)
+            news, after, state = await run_sync(_look, store, some_id, after, kinds)
         except StoreUnavailable:
             return  # the reader comes back with Last-Event-ID and is told why it can't be served
         if news:
@@ -55,17 +55,17 @@ async def _lines(
             await anyio.sleep(POLL_S)
 
 
-def _look(store: Store, job_id: str, after: int, kinds: Collection[str]) -> tuple[list[Event], int, State | None]:
+def _look(store: Store, some_id: str, after: int, kinds: Collection[str]) -> tuple[list[Event], int, State | None]:
     """Return the events after a number, the number up to which all were seen, and the final state once all were.
 
-    The job is read first: what its ``last_event`` counts is there to be read, and an ended job gets no more.
+    The record is read first: what its ``last_event`` counts is there to be read, and once ended it gets no more.
     """
-    job = store.job(job_id)
-    if job.last_event <= after:
-        return [], after, job.state if is_final(job.state) else None
-    news = store.events(job_id, after=after, limit=BATCH, kinds=kinds)
+    record = store.record(some_id)
+    if record.last_event <= after:
+        return [], after, record.state if is_final(record.state) else None
+    news = store.events(some_id, after=after, limit=BATCH, kinds=kinds)
     if len(news) < BATCH:
-        after = max(job.last_event, after)
+        after = max(record.last_event, after)
     after = max(after, news[-1].seq) if news else after
     return news, after, None
 

@@ -18,6 +18,7 @@ from sampa.service.specs import JobSpec
 from sampa.service.states import State
 from sampa.service.store import Job, Store
 
+from ..service.samples import FakeRay
 from .fakes import IdleReconciler
 
 SPEC: dict[str, Any] = {
@@ -27,6 +28,14 @@ SPEC: dict[str, Any] = {
     "optimizer": {"name": "sgd", "lr": 0.05},
     "epochs": 1,
     "batch_size": 64,
+}
+
+SWEEP: dict[str, Any] = {
+    "name": "rho",
+    "base": {name: value for name, value in SPEC.items() if name != "name"},
+    "space": {"method.rho": {"loguniform": [0.01, 0.5]}},
+    "trials": 4,
+    "baselines": ["sgd"],
 }
 
 
@@ -77,8 +86,13 @@ def reconciler() -> IdleReconciler:
 
 
 @pytest.fixture
-def app(settings: ServiceSettings, store: Store, reconciler: IdleReconciler) -> FastAPI:
-    return create_app(settings, store, reconciler)
+def launcher() -> FakeRay:
+    return FakeRay()
+
+
+@pytest.fixture
+def app(settings: ServiceSettings, store: Store, reconciler: IdleReconciler, launcher: FakeRay) -> FastAPI:
+    return create_app(settings, store, reconciler, launcher)
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ import pytest
 from fastapi import FastAPI
 from fastapi.openapi.models import OpenAPI
 from sampa.api.problems import KINDS
+from sampa.service.store import Store
 
+from ..service.samples import begun_trial
 from ..service.zips import zip_of
 
 ROUTES = {
@@ -30,6 +32,21 @@ ROUTES = {
     ("get", "/v1/jobs/{job_id}/metrics"),
     ("get", "/v1/jobs/{job_id}/checkpoints"),
     ("get", "/v1/jobs/{job_id}/model"),
+    ("post", "/v1/sweeps"),
+    ("get", "/v1/sweeps"),
+    ("get", "/v1/sweeps/{sweep_id}"),
+    ("post", "/v1/sweeps/{sweep_id}/cancel"),
+    ("post", "/v1/sweeps/{sweep_id}/pause"),
+    ("post", "/v1/sweeps/{sweep_id}/resume"),
+    ("post", "/v1/sweeps/{sweep_id}/extend"),
+    ("post", "/v1/sweeps/{sweep_id}/retry"),
+    ("post", "/v1/sweeps/{sweep_id}/promote"),
+    ("get", "/v1/sweeps/{sweep_id}/events"),
+    ("get", "/v1/sweeps/{sweep_id}/trials"),
+    ("get", "/v1/sweeps/{sweep_id}/trials/{number}"),
+    ("get", "/v1/sweeps/{sweep_id}/trials/{number}/events"),
+    ("get", "/v1/sweeps/{sweep_id}/report"),
+    ("get", "/v1/sweeps/{sweep_id}/report.png"),
     ("post", "/v1/bundles"),
     ("get", "/v1/bundles/{sha256}"),
 }
@@ -85,14 +102,27 @@ def test_every_route_of_jobs_wants_the_token_and_documents_its_problems(document
             assert operation["security"] == []
 
 
-def test_the_example_job_fits_its_schema_and_is_accepted(document: dict[str, Any], http: httpx.Client) -> None:
-    body = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]
-    example = body["examples"]["digits"]["value"]
-    jsonschema.validate(example, {**body["schema"], "components": document["components"]})
-    assert http.post("/v1/jobs", json=example).status_code == 201
+def examples(document: dict[str, Any], path: str) -> list[Any]:
+    """Return the example bodies of a POST, each of which fits its schema."""
+    body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    found = [example["value"] for example in body["examples"].values()]
+    for example in found:
+        jsonschema.validate(example, {**body["schema"], "components": document["components"]})
+    return found
 
 
-def test_answers_fit_their_schemas(document: dict[str, Any], http: httpx.Client) -> None:
+def test_the_examples_fit_their_schemas_and_are_accepted(document: dict[str, Any], http: httpx.Client) -> None:
+    (job,), (sweep,) = examples(document, "/v1/jobs"), examples(document, "/v1/sweeps")
+    assert http.post("/v1/jobs", json=job).status_code == 201
+    answer = http.post("/v1/sweeps", json=sweep)
+    assert answer.status_code == 201
+    (extension,) = examples(document, "/v1/sweeps/{sweep_id}/extend")
+    assert http.post(f"{answer.headers['location']}/extend", json=extension).status_code == 202
+    (promotion,) = examples(document, "/v1/sweeps/{sweep_id}/promote")
+    assert http.post(f"{answer.headers['location']}/promote", json=promotion).status_code == 404, "no report yet"
+
+
+def test_answers_fit_their_schemas(document: dict[str, Any], http: httpx.Client, store: Store) -> None:
     body = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]
     created = http.post("/v1/jobs", json=body["examples"]["digits"]["value"]).json()
     answers = {"JobAnswer": created, "WholeJobAnswer": http.get(f"/v1/jobs/{created['id']}").json()}
@@ -100,6 +130,11 @@ def test_answers_fit_their_schemas(document: dict[str, Any], http: httpx.Client)
     answers |= {"EventPage": http.get(f"/v1/jobs/{created['id']}/events").json(), "Health": http.get("/readyz").json()}
     bundle = http.post("/v1/bundles", content=zip_of({"a.py": b""}), headers={"Content-Type": "application/zip"})
     answers["BundleAnswer"] = bundle.json()
+    trial = begun_trial(store)
+    sweep = f"/v1/sweeps/{trial.sweep_id}"
+    answers |= {"SweepPage": http.get("/v1/sweeps").json(), "WholeSweepAnswer": http.get(sweep).json()}
+    answers |= {"TrialPage": http.get(f"{sweep}/trials").json()}
+    answers |= {"WholeTrialAnswer": http.get(f"{sweep}/trials/1").json()}
     for name, answer in answers.items():
         reference = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
         jsonschema.validate(answer, reference)
