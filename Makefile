@@ -32,6 +32,9 @@ bench-elastic: $(INSTALLED)  ## what it costs when workers come and go; likewise
 bench-methods: $(INSTALLED)  ## accuracy, gradients and time of every method; likewise (about an hour)
 	$(RUN)/python -m tests.benchmarks.bench_methods --out tests/benchmarks/answers/methods-$$(date +%F).md
 
+bench-sweep: $(INSTALLED)  ## a sweep against plain Ray Tune; likewise
+	$(RUN)/python -m tests.benchmarks.bench_sweep --out tests/benchmarks/answers/sweep-$$(date +%F).md
+
 install: $(INSTALLED)  ## the virtual environment
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -44,4 +47,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 clean:  ## remove what was built
 	rm -rf $(VENV) build *.egg-info
 
-.PHONY: help demo test test-long lint bench bench-elastic bench-methods install clean
+.PHONY: help demo test test-long lint bench bench-elastic bench-methods bench-sweep install clean

@@ -2,7 +2,8 @@
 
 Read in this order: spec (what is asked, and how its trials are numbered) with schedulers and rules, space (domains, and
 how values enter a job) with checks (which spaces are refused), search (Tune's searchers) and schedule (Tune's
-schedulers). What a sweep suggests and decides is a pure function of its spec and of its trials' results in a fixed
-order, so it can be replayed from the store. Only search and schedule load Ray and Optuna, when they are used. At the
-end, promotion makes jobs of what was found.
+schedulers), study (both, driven by results in a fixed order), trials (between the study and the pool of workers) and
+runner (the process). What a sweep suggests and decides is a pure function of its spec and of its trials' results, so
+it is replayed from the store. At the end, report with smoother (the answer), plot (its picture), answer (where both
+are kept) and promotion (jobs of what was found). Only runners load Ray, Optuna and scikit-learn.
 """

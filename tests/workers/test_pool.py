@@ -86,6 +86,7 @@ def test_many_runs_train_on_two_warm_workers_with_the_numbers_of_runs_alone(play
     assert alive() == ([], 0)
 
 
+@pytest.mark.long
 def test_a_worker_with_nothing_to_do_joins_the_run_that_is_left_and_makes_room_for_another(play):
     play.open("long", plan(pace_s=0.02, steps=300))
     play.until(lambda: any(one.data["workers_after"] == 2 for one in play.reports["long"] if one.kind == "elastic"))
@@ -96,6 +97,7 @@ def test_a_worker_with_nothing_to_do_joins_the_run_that_is_left_and_makes_room_f
     assert causes[:3] == ["start", "join", "leave"]
 
 
+@pytest.mark.long
 def test_a_run_that_gives_way_goes_on_from_where_it_was(play):
     play.open("first", plan(pace_s=0.02, steps=200))
     play.open("second", plan(rho=0.05, pace_s=0.02, steps=200))
@@ -112,6 +114,7 @@ def test_a_run_that_gives_way_goes_on_from_where_it_was(play):
     assert resumed[-1] >= reached - 1
 
 
+@pytest.mark.long
 def test_a_run_that_kills_its_workers_fails_and_the_others_go_on(play):
     play.open("bad", plan(task="fatal"))
     play.open("good", plan(pace_s=0.01, steps=100))
@@ -121,6 +124,7 @@ def test_a_run_that_kills_its_workers_fails_and_the_others_go_on(play):
     assert "3 workers were lost in a row" in play.outcomes["bad"].reason
 
 
+@pytest.mark.long
 def test_a_killed_worker_is_replaced(play):
     play.open("run", plan(pace_s=0.02, steps=200))
     play.until(lambda: play.steps("run") > 10)
@@ -130,6 +134,7 @@ def test_a_killed_worker_is_replaced(play):
     assert len(play.processes()) > 1
 
 
+@pytest.mark.long
 def test_a_dropped_run_makes_room_at_once(play):
     play.open("long", plan(pace_s=0.05, steps=5000))
     play.until(lambda: play.steps("long") > 3)
@@ -142,6 +147,7 @@ def test_a_dropped_run_makes_room_at_once(play):
     play.assert_calm()
 
 
+@pytest.mark.long
 def test_a_held_run_stops_where_it_was_to_and_goes_on_with_the_same_numbers(play):
     play.open("run", plan(), hold_at=3)
     play.until_ended()
