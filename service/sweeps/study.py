@@ -167,9 +167,10 @@ class Study:
 
     def awaits(self, number: int) -> bool:
         """Say whether a trial has reached something about which is still to be decided, since others are behind."""
-        trial = self._live.get(number)
-        schedule = self._schedule
-        return trial is not None and schedule is not None and any(schedule.decides(p.epoch) for p in trial.waiting)
+        trial, schedule = self._live.get(number), self._schedule
+        if trial is None or schedule is None or trial.part.configuration is None:
+            return False
+        return any(schedule.decides(point.epoch) for point in trial.waiting)
 
     # How
 
