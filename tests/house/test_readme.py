@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from sampa.service.specs import JobSpec
+from sampa.service.sweeps.spec import SweepSpec
 from sampa.workers.models.choice import BUILT_IN as NETWORKS
 from sampa.workers.models.choice import ModelChoice
 from sampa.workers.tasks import BUILT_IN
@@ -55,6 +56,11 @@ def test_every_built_in_task_network_and_parameter_is_named():
         assert own <= set(re.findall(r"`(\w+)`", row)), task
     choices = re.search(r"take a `model`: (.*?), or\n", TEXT, re.DOTALL)[1]
     assert set(re.findall(r"`(.+?)`", choices)) == set(NETWORKS)
+
+
+def test_the_sweep_is_one():
+    (given,) = (yaml.safe_load(block) for block in blocks("yaml") if block.startswith("name: rho"))
+    assert SweepSpec.model_validate(given).trial_count == 54
 
 
 @pytest.mark.ray
