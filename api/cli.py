@@ -7,23 +7,42 @@ followed job failed or was cancelled, 2 the input is wrong, 3 the server can't b
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from . import cli_sweeps
+from .command import (
+    BAD_INPUT,
+    LOOK_S,
+    UNREACHABLE,
+    After,
+    AsJson,
+    Code,
+    Follow,
+    Key,
+    Limit,
+    Pip,
+    StateDir,
+    Token,
+    Url,
+    Wait,
+    fail,
+    server,
+    spec_in,
+    to_json,
+    watch,
+    with_code,
+)
 
 if TYPE_CHECKING:
     from ..service.specs import JobSpec
     from .client import Client
 
-JOB_FAILED, BAD_INPUT, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
 DEFAULT_PORT = 8700
-LOOK_S = 0.5  # between two looks at a job that is waited for
 
 app = typer.Typer(
     help="Train with SAMPa: sharpness-aware minimization at the price of SGD.",
@@ -36,20 +55,7 @@ app = typer.Typer(
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="the job, or the name of a preset")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="the job's id, as sampa jobs lists it")]
-Url = Annotated[str | None, typer.Option(envvar="SAMPA_URL", help="where the server is; else found in --state-dir")]
-Token = Annotated[str | None, typer.Option(envvar="SAMPA_TOKEN", help="its token; else found in --state-dir")]
-StateDir = Annotated[
-    Path | None, typer.Option(envvar="SAMPA_STATE_DIR", help="state directory of the server; ~/.sampa when left out")
-]
 RayAddress = Annotated[str | None, typer.Option(help="http URL of the Ray dashboard; a local Ray when left out")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-Code = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="directory of your own task's module; .gitignore is heeded")
-]
-Pip = Annotated[
-    Path | None, typer.Option(metavar="requirements.txt", help="packages to install for it, one requirement a line")
-]
-After = Annotated[int, typer.Option(min=0, help="only events with a higher number")]
 
 
 def main() -> None:
@@ -90,7 +96,7 @@ def serve(
     try:
         serve_until_stopped({name: value for name, value in given.items() if value is not None}, host, port)
     except CannotServe as error:
-        _fail(str(error), BAD_INPUT)
+        fail(str(error), BAD_INPUT)
 
 
 @app.command()
@@ -104,7 +110,8 @@ def train(
     ] = None,
 ) -> None:
     """Train one job here, without the service."""
-    with _with_code(job, code, pip, alone=True) as (spec, packed):
+    job_spec = _job_alone(job, code)
+    with with_code(job_spec, job_spec.task.entrypoint, code, pip) as (spec, packed):
         from .train import train_here
 
         raise typer.Exit(train_here(spec, out, packed, ray_address))
@@ -134,25 +141,26 @@ def drill(
     from .drill_schedule import DrillRefused
     from .train import CutOff
 
+    job_spec = _job_alone(job, code)
     try:
-        with _with_code(job, code, pip, alone=True) as (spec, packed):
+        with with_code(job_spec, job_spec.task.entrypoint, code, pip) as (spec, packed):
             from .drill import drill_here
 
             failed = drill_here(
                 spec, faults, seed=seed, kinds=kinds, nodes=nodes, out=out, code=packed, as_json=as_json
             )
     except DrillRefused as error:
-        _fail(str(error), BAD_INPUT)
+        fail(str(error), BAD_INPUT)
     except CutOff as error:
-        _fail(str(error), UNREACHABLE)
+        fail(str(error), UNREACHABLE)
     raise typer.Exit(failed)
 
 
 @app.command()
 def submit(
     job: JobFile,
-    follow: Annotated[bool, typer.Option("--follow", help="show its progress until it ends")] = False,
-    key: Annotated[str | None, typer.Option(help="idempotency key: repeating it submits nothing new")] = None,
+    follow: Follow = False,
+    key: Key = None,
     code: Code = None,
     pip: Pip = None,
     url: Url = None,
@@ -160,8 +168,9 @@ def submit(
     state_dir: StateDir = None,
 ) -> None:
     """Submit a job."""
-    with _client(url, token, state_dir) as client:
-        with _with_code(job, code, pip) as (spec, packed):
+    with server(url, token, state_dir) as client:
+        job_spec = _job_in(job)
+        with with_code(job_spec, job_spec.task.entrypoint, code, pip) as (spec, packed):
             asked = spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
             if packed is not None:
                 asked["code"] = {**(asked.get("code") or {}), "bundle": client.upload(packed)["sha256"]}
@@ -186,14 +195,14 @@ def show_presets(
     elif path := preset_of(name):
         typer.echo(path.read_text(encoding="utf-8"), nl=False)
     else:
-        _fail(f"there is no preset {name}; sampa presets lists them", BAD_INPUT)
+        fail(f"there is no preset {name}; sampa presets lists them", BAD_INPUT)
 
 
 @app.command("jobs")
 def list_jobs(
     state: Annotated[list[str] | None, typer.Option(help="only jobs in this state; may be repeated")] = None,
     name: Annotated[str | None, typer.Option(help="only jobs of this name")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="how many at most")] = 50,
+    limit: Limit = 50,
     as_json: AsJson = False,
     url: Url = None,
     token: Token = None,
@@ -202,9 +211,9 @@ def list_jobs(
     """List jobs, newest first."""
     from .printing import job_rows, table
 
-    with _client(url, token, state_dir) as client:
+    with server(url, token, state_dir) as client:
         found = list(client.jobs([one.upper() for one in state or ()], name, limit))
-    typer.echo(_json(found) if as_json else table(job_rows(found)))
+    typer.echo(to_json(found) if as_json else table(job_rows(found)))
 
 
 @app.command()
@@ -214,9 +223,9 @@ def show(
     """Show a job and its past."""
     from .printing import describe
 
-    with _client(url, token, state_dir) as client:
+    with server(url, token, state_dir) as client:
         found = client.job(job_id)
-    typer.echo(_json(found) if as_json else describe(found))
+    typer.echo(to_json(found) if as_json else describe(found))
 
 
 @app.command()
@@ -232,7 +241,7 @@ def events(
     """Print what happened to a job."""
     from .printing import event_line
 
-    with _client(url, token, state_dir) as client:
+    with server(url, token, state_dir) as client:
         if follow and not as_json:
             raise typer.Exit(_follow(client, job_id, after))
         for event in client.follow(job_id, after) if follow else client.events(job_id, after):
@@ -246,7 +255,7 @@ def metrics(
     """Print the losses and evaluations of a job."""
     from .printing import measurement_line
 
-    with _client(url, token, state_dir) as client:
+    with server(url, token, state_dir) as client:
         for item in client.metrics(job_id):
             typer.echo(json.dumps(item) if as_json else measurement_line(item))
 
@@ -258,9 +267,9 @@ def checkpoints(
     """List the checkpoints of a job."""
     from .printing import checkpoint_rows, table
 
-    with _client(url, token, state_dir) as client:
+    with server(url, token, state_dir) as client:
         found = client.checkpoints(job_id)
-    typer.echo(_json(found) if as_json else table(checkpoint_rows(found)))
+    typer.echo(to_json(found) if as_json else table(checkpoint_rows(found)))
 
 
 @app.command()
@@ -272,19 +281,19 @@ def model(
     state_dir: StateDir = None,
 ) -> None:
     """Download the model of a job that has succeeded."""
-    with _client(url, token, state_dir) as client:
+    with server(url, token, state_dir) as client:
         try:
             out.mkdir(parents=True, exist_ok=True)
             path = client.model(job_id, out / "model.safetensors")
         except OSError as error:
-            _fail(f"{error.filename}: the model can't be written: {error.strerror}", BAD_INPUT)
+            fail(f"{error.filename}: the model can't be written: {error.strerror}", BAD_INPUT)
     typer.echo(str(path))
 
 
 @app.command()
 def cancel(job_id: JobId, url: Url = None, token: Token = None, state_dir: StateDir = None) -> None:
     """Cancel a job; one that has ended stays as it is."""
-    with _client(url, token, state_dir) as client:
+    with server(url, token, state_dir) as client:
         cancelled = client.cancel(job_id)
     typer.echo(f"job {job_id} {cancelled['state']}")
 
@@ -292,13 +301,13 @@ def cancel(job_id: JobId, url: Url = None, token: Token = None, state_dir: State
 @app.command()
 def pause(
     job_id: JobId,
-    wait: Annotated[bool, typer.Option("--wait", help="return when it is PAUSED, or has ended")] = False,
+    wait: Wait = False,
     url: Url = None,
     token: Token = None,
     state_dir: StateDir = None,
 ) -> None:
     """Have a job stop at its next step, with a checkpoint; resume goes on from there."""
-    with _client(url, token, state_dir) as client:
+    with server(url, token, state_dir) as client:
         paused = client.pause(job_id)
         while wait and paused["state"] == "PAUSING":
             time.sleep(LOOK_S)
@@ -309,7 +318,7 @@ def pause(
 @app.command()
 def resume(job_id: JobId, url: Url = None, token: Token = None, state_dir: StateDir = None) -> None:
     """Queue a paused job again."""
-    with _client(url, token, state_dir) as client:
+    with server(url, token, state_dir) as client:
         resumed = client.resume(job_id)
     typer.echo(f"job {job_id} {resumed['state']}")
 
@@ -323,86 +332,32 @@ def resize(
     state_dir: StateDir = None,
 ) -> None:
     """Change how many workers a job has at most, while it trains or before; its numbers stay the same."""
-    with _client(url, token, state_dir) as client:
+    with server(url, token, state_dir) as client:
         resized = client.resize(job_id, workers)
     typer.echo(f"job {job_id} {resized['state']} with at most {resized['workers']['wanted']} workers")
 
 
-def _read(job: Path) -> JobSpec:
-    from .jobfile import JobFileError, read_job
+def _job_in(job: Path) -> JobSpec:
+    from .jobfile import read_job
 
-    try:
-        return read_job(job)
-    except JobFileError as error:
-        _fail(str(error), BAD_INPUT)
+    return spec_in(job, read_job)
 
 
-@contextmanager
-def _with_code(
-    job: Path, code: Path | None, pip: Path | None, *, alone: bool = False
-) -> Iterator[tuple[JobSpec, Path | None]]:
-    """Give a job and the zip of the code that it comes with; end the program with a sentence if one can't be used.
-
-    ``alone``: there is no server that a bundle could be on already.
-    """
-    from .packing import CodeRefused, packed, read_requirements
-
-    spec = _read(job)
-    if alone and code is None and spec.bundle:
-        _fail(
-            f"{job}: code.bundle is on a server, which has no part in this; give the directory with --code", BAD_INPUT
-        )
-    try:
-        if pip is not None:
-            spec = spec.with_pip(read_requirements(pip))
-        if code is None:
-            yield spec, None
-            return
-        with packed(code, spec.task.entrypoint) as path:
-            yield spec, path
-    except CodeRefused as error:
-        _fail(str(error), BAD_INPUT)
-
-
-@contextmanager
-def _client(url: str | None, token: str | None, state_dir: Path | None) -> Iterator[Client]:
-    """Give a client of the server that is meant, and end the program with a sentence when it can't be used."""
-    from .client import Client, SampaError, ServerUnreachable
-    from .found import find_server
-
-    found = find_server(url, token, state_dir)
-    try:
-        with Client(found.url, found.token) as client:
-            yield client
-    except ServerUnreachable as error:
-        _fail(str(error), UNREACHABLE)
-    except SampaError as error:
-        _fail(str(error), UNREACHABLE if error.status >= 500 or error.status == 0 else BAD_INPUT)
+def _job_alone(job: Path, code: Path | None) -> JobSpec:
+    """Return the job of a file, where there is no server that a bundle could be on already."""
+    spec = _job_in(job)
+    if code is None and spec.bundle:
+        fail(f"{job}: code.bundle is on a server, which has no part in this; give the directory with --code", BAD_INPUT)
+    return spec
 
 
 def _follow(client: Client, job_id: str, after: int) -> int:
-    """Show a job until it ends and return the exit code; Ctrl-C ends the showing, not the job."""
-    from rich.console import Console
+    from .follow import follow
 
-    from .follow import Followed, follow
-
-    seen = Followed(after)
-    try:
-        return follow(client, job_id, seen, Console()).exit_code
-    except KeyboardInterrupt:
-        again = f"sampa events {job_id} --follow --after {seen.last}"
-        typer.echo(f"\njob {job_id} goes on; see it with {again}, end it with sampa cancel {job_id}", err=True)
-        return INTERRUPTED
+    return watch(follow, client, job_id, after, "job")
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2)
-
-
-def _fail(sentence: str, code: int) -> NoReturn:
-    typer.echo(f"error: {sentence}", err=True)
-    sys.exit(code)
-
+cli_sweeps.add_to(app)
 
 if __name__ == "__main__":
     main()

@@ -40,9 +40,9 @@ def summary(faults: Sequence[Fault]) -> str:
     return faults[0].detail + (f" (and {others} more)" if others else "")
 
 
-def faults_of(model: type[BaseModel] | None, error: ValidationError) -> list[Fault]:
-    """Return what pydantic found wrong with the input of ``model``."""
-    return [fault for one in error.errors() for fault in faults_in(model, one)]
+def faults_of(model: type[BaseModel] | None, error: ValidationError, *, whole: str = "the job") -> list[Fault]:
+    """Return what pydantic found wrong with the input of ``model``; ``whole`` as for ``faults_in``."""
+    return [fault for one in error.errors() for fault in faults_in(model, one, whole=whole)]
 
 
 def faults_in(model: type[BaseModel] | None, error: Mapping[str, Any], *, whole: str = "the job") -> list[Fault]:

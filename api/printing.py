@@ -104,8 +104,25 @@ def _text(kind: str, data: Document) -> str:
             return change_line(data)
         case "resize":
             return f"at most {data['workers']} workers from now on"
+        case "trial":
+            return trial_line(data)
+        case "retry":
+            return f"failed trials are trained again: {', '.join(map(str, data['trials']))}"
         case _:
             return fields(_flat(data))
+
+
+def trial_line(data: Document) -> str:
+    """Return what became of a trial of a sweep."""
+    told = {"number", "state", "reason", "configuration", "baseline", "values"}
+    rest = fields({name: value for name, value in data.items() if name not in told})
+    reason = f": {data['reason']}" if data.get("reason") else ""
+    return "  ".join(filter(None, (f"trial {data['number']} {data['state']}", trained(data), rest))) + reason
+
+
+def trained(trial: Document) -> str:
+    """Return what a trial trains: its baseline, or the values of the searched fields."""
+    return str(trial["baseline"]) if trial.get("baseline") else fields(trial.get("values") or {})
 
 
 def change_line(elastic: Document) -> str:

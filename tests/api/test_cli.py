@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from sampa.api.cli import app
+from sampa.api.cli_sweeps import COMMANDS
 from sampa.api.client import Client, SampaError
 from sampa.api.follow import Followed, follow
 from sampa.api.found import find_server, write_down
@@ -246,7 +247,7 @@ def test_the_version_and_the_help_are_there() -> None:
     assert shown("--version").startswith("sampa ")
     commands = shown("--help")
     names = ("serve", "train", "submit", "jobs", "show", "events", "metrics", "checkpoints", "model", "cancel")
-    names += ("pause", "resume", "resize")
+    names += ("pause", "resume", "resize", *COMMANDS)
     assert all(f"\n  {name} " in commands for name in names)
     for name in names[2:]:
         assert all(option in shown(name, "--help") for option in ("--url", "--token", "--state-dir"))

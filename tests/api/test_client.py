@@ -14,7 +14,8 @@ from sampa.service.specs import JobSpec
 from sampa.service.states import State
 from sampa.service.store import Job, Store
 
-from .conftest import SPEC, AppTransport, metrics
+from ..service.samples import added_trial, begun_trial, running_sweep
+from .conftest import SPEC, SWEEP, AppTransport, metrics
 
 
 def test_a_job_goes_in_and_its_record_comes_back(client: Client, store: Store) -> None:
@@ -39,6 +40,47 @@ def test_a_job_is_steered(client: Client, store: Store) -> None:
     with pytest.raises(SampaError, match="is CANCELLED and can't be paused") as caught:
         client.pause(job_id)
     assert caught.value.status == 409
+
+
+def test_a_sweep_is_submitted_steered_and_read(client: Client, store: Store) -> None:
+    sweep_id = client.sweeps.submit(SWEEP)["id"]
+    assert [one["id"] for one in client.sweeps.list(["QUEUED"], "rho")] == [sweep_id]
+    assert client.sweeps.pause(sweep_id)["state"] == "PAUSED"
+    assert client.sweeps.resume(sweep_id)["state"] == "QUEUED"
+    assert client.sweeps.extend(sweep_id, trials=300, gradients=None)["spec"]["trials"] == 300
+    assert client.sweeps.retry(sweep_id)["state"] == "QUEUED"
+    assert [event["kind"] for event in client.sweeps.events(sweep_id, kinds=["extend"])] == ["extend"]
+    assert client.sweeps.cancel(sweep_id)["state"] == "CANCELLED"
+    assert [event["seq"] for event in client.sweeps.follow(sweep_id, after=3)] == [4, 5]
+    assert client.sweeps.get(sweep_id)["transitions"][-1]["state"] == "CANCELLED"
+
+
+def test_all_trials_are_walked(client: Client, store: Store) -> None:
+    sweep = running_sweep(store, trials=300)
+    for number in range(210):
+        added_trial(store, sweep, number)
+    assert [trial["number"] for trial in client.sweeps.trials(sweep.id)] == list(range(210))
+    assert list(client.sweeps.trials(sweep.id, ["RUNNING"])) == []
+    trial = begun_trial(store, sweep, 7)
+    assert client.sweeps.trial(sweep.id, 7)["id"] == trial.id
+    assert [event["seq"] for event in client.sweeps.events(sweep.id, after=1, trial=7)] == [2, 3]
+
+
+def test_a_report_its_plot_and_the_jobs_of_what_it_recommends(
+    client: Client, store: Store, settings: ServiceSettings, tmp_path: Path
+) -> None:
+    sweep = running_sweep(store)
+    with pytest.raises(SampaError, match="once some of its trials have ended"):
+        client.sweeps.report(sweep.id)
+    folder = settings.job_dir(sweep.id)
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text('{"recommended": {"values": {"method.rho": 0.1}}}')
+    (folder / "report.png").write_bytes(b"PNG")
+    assert client.sweeps.report(sweep.id)["recommended"]["values"] == {"method.rho": 0.1}
+    assert client.sweeps.picture(sweep.id, tmp_path / "a.png").read_bytes() == b"PNG"
+    jobs = client.sweeps.promote(sweep.id, key="once", seeds=2)
+    assert client.sweeps.promote(sweep.id, key="once", seeds=2) == jobs
+    assert [job["spec"]["seed"] for job in jobs] == [1, 2]
 
 
 def test_all_pages_are_walked(client: Client, store: Store) -> None:
