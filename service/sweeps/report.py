@@ -2,10 +2,12 @@
 
 ``report`` returns a document with
 
-- ``metric``, ``mode``, ``margin``, ``counts`` of trials by state, ``failed``: number and reason of each failed trial;
+- ``metric``, ``mode``, ``margin``; ``verdict``, the answer in a sentence;
+- ``trials``: ``counts`` by state, and number and reason of each that ``failed``;
+- ``values``: for each searched field, what each of its values came to;
 - ``configurations``: number, values, mean, spread, seeds and states of each;
 - ``recommended``: values, expected metric with its 90 % interval, for each field where the best value lies; or null,
-  and ``reason`` says why;
+  and ``why_not`` says why;
 - ``baselines``: for each label its mean, interval, seeds and seconds;
 - ``advantage``: for each label the difference of the recommended values to it, its interval, the probability that it is
   more than the margin, and a sentence;
@@ -17,6 +19,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -76,11 +79,15 @@ def report(spec: SweepSpec, trials: Sequence[Measured]) -> dict[str, Any]:
         "metric": spec.metric,
         "mode": spec.mode,
         "margin": spec.margin,
-        "counts": dict(Counter(str(one.state) for one in trials)),
-        "failed": [{"number": one.number, "reason": one.reason} for one in trials if one.state == "FAILED"],
+        "verdict": smoother if isinstance(smoother, str) else "",
+        "trials": {
+            "counts": dict(Counter(str(one.state) for one in trials)),
+            "failed": [{"number": one.number, "reason": one.reason} for one in trials if one.state == "FAILED"],
+        },
+        "values": {path: _values(own, path, smoother, sign) for path in spec.space},
         "configurations": _configurations(own),
         "recommended": best,
-        "reason": smoother if isinstance(smoother, str) else "",
+        "why_not": smoother if isinstance(smoother, str) else "",
         "baselines": baselines,
         "advantage": {},
         "collapse": {},
@@ -91,6 +98,7 @@ def report(spec: SweepSpec, trials: Sequence[Measured]) -> dict[str, Any]:
         document["advantage"] = {
             label: _advantage(spec, best, label, one, sign) for label, one in baselines.items() if one["n"]
         }
+        document["verdict"] = _in_short(spec, best, document["advantage"])
         document["collapse"] = _collapse(smoother, own, best, sign)
         if len(smoother.axes) > 1:
             document["sensitivity"] = smoother.sensitivity()
@@ -193,6 +201,42 @@ def _advantage(
     }
 
 
+def _in_short(spec: SweepSpec, best: Mapping[str, Any], advantage: Mapping[str, Any]) -> str:
+    """Return what is to be known first: whether SGD is beaten, else any other baseline."""
+    first = advantage.get("sgd") or next(iter(advantage.values()), None)
+    if first is not None:
+        return str(first["verdict"])
+    return (
+        f"{spec.metric} {best['mean']:.4g} is expected of the recommended values; there is no baseline to compare with"
+    )
+
+
+def _values(own: Sequence[Measured], path: str, smoother: Smoother | str, sign: float) -> list[dict[str, Any]]:
+    """Return what each value of a field came to, over all trials that were trained to their end."""
+    groups: dict[str, list[Measured]] = {}
+    for one in own:
+        if one.full and one.curve:
+            groups.setdefault(json.dumps(one.values.get(path)), []).append(one)
+    rows = []
+    for key, mine in groups.items():
+        scores = np.array([one.curve[-1][1] for one in mine])
+        law = _law_of_mean(scores, None if isinstance(smoother, str) else smoother.noise)
+        rows.append(
+            {
+                "value": json.loads(key),
+                "n": len(mine),
+                "mean": float(scores.mean()),
+                "interval": None if law is None else [float(end) for end in law.interval(LEVEL)],
+                "collapsed": 0 if isinstance(smoother, str) else int((sign * scores < smoother.floor).sum()),
+            }
+        )
+    return sorted(rows, key=lambda row: (str(type(row["value"])), row["value"] if _ordered(row["value"]) else 0))
+
+
+def _ordered(value: object) -> bool:
+    return isinstance(value, int | float | str)
+
+
 def _verdict(
     spec: SweepSpec,
     best: Mapping[str, Any],
@@ -233,11 +277,9 @@ def _configurations(own: Sequence[Measured]) -> list[dict[str, Any]]:
     return rows
 
 
-def _collapse(
-    smoother: Smoother, own: Sequence[Measured], best: Mapping[str, Any], sign: float
-) -> dict[str, dict[str, Any]]:
+def _collapse(smoother: Smoother, own: Sequence[Measured], best: Mapping[str, Any], sign: float) -> dict[str, Any]:
     """Return, for each number, the smallest value above the recommended one from which on trials fall apart."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Any] = {}
     ended = [one for one in own if one.full and one.curve]
     for axis in smoother.axes:
         if not axis.numeric:
@@ -248,7 +290,10 @@ def _collapse(
             start = min(float(str(one.values[axis.path])) for one in fell)
             there = [one for one in beyond if float(str(one.values[axis.path])) >= start]
             found[axis.path] = {"from": start, "share": len(fell) / len(there), "below": sign * smoother.floor}
-    return found
+    said = [
+        f"from {path} {one['from']:.3g} on, {one['share']:.0%} of the trials fall apart" for path, one in found.items()
+    ]
+    return found | ({"sentence": "; ".join(said)} if said else {})
 
 
 def _cost(trials: Sequence[Measured]) -> dict[str, Any]:

@@ -168,4 +168,4 @@ def test_a_metric_that_is_not_reported_and_a_trial_that_crashes(client: Client) 
     states = {one["values"].get("task.params.label_noise"): one["state"] for one in swept.trials()}
     assert states[7.0] == "FAILED"
     assert states[0.4] == "SUCCEEDED"
-    assert client.sweeps.report(swept.id)["failed"][0]["reason"]
+    assert client.sweeps.report(swept.id)["trials"]["failed"][0]["reason"]

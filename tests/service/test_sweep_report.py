@@ -103,7 +103,7 @@ def test_trials_that_were_stopped_early_count_by_what_they_had_come_to():
 def test_too_little_is_said_and_not_guessed(made):
     found = report(sweep_of(search="grid", trials=16, seeds=3), made)
     assert found["recommended"] is None
-    assert "are needed to recommend one" in found["reason"]
+    assert "are needed to recommend one" in found["why_not"]
 
 
 def test_several_fields_have_their_sensitivity_and_a_picture(tmp_path):

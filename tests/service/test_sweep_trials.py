@@ -85,7 +85,7 @@ def counted(spec, trials):
     failed = [{"number": one.number, "reason": one.reason} for one in trials if one.state == "FAILED"]
     counts = {state: sum(one.state == state for one in trials) for state in {str(one.state) for one in trials}}
     nothing = dict.fromkeys(("recommended", "advantage", "baselines", "cost"))
-    return {**nothing, "failed": failed, "counts": counts}
+    return {**nothing, "trials": {"failed": failed, "counts": counts}}
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_a_sweep_that_is_killed_again_and_again_comes_to_the_same(place, monkeyp
     assert history(store, other.id) == history(store, calm.id)
     assert store.record(other.id).state is State.SUCCEEDED
     report = json.loads((settings.job_dir(other.id) / "report.json").read_text())
-    assert report["counts"] == {"SUCCEEDED": other.spec.trial_count}
+    assert report["trials"]["counts"] == {"SUCCEEDED": other.spec.trial_count}
     assert (settings.job_dir(other.id) / "report.png").exists()
 
 
@@ -171,7 +171,7 @@ def test_failed_trials_don_t_keep_the_others_and_are_tried_again_when_asked(plac
     assert run(place, sweep.id, monkeypatch, PlayedPool(fails=(1,))) == 0
     assert [state for _, _, state, _ in history(store, sweep.id)] == [State.SUCCEEDED, State.FAILED] * 5
     report = json.loads((settings.job_dir(sweep.id) / "report.json").read_text())
-    assert {one["reason"] for one in report["failed"]} == {"its task is broken"}
+    assert {one["reason"] for one in report["trials"]["failed"]} == {"its task is broken"}
     store.sweeps.retry(sweep.id)
     assert run(place, sweep.id, monkeypatch, PlayedPool()) == 0
     assert {state for _, _, state, _ in history(store, sweep.id)} == {State.SUCCEEDED}
