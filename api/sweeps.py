@@ -234,7 +234,8 @@ def _recommended_values(request: Request, sweep: Sweep) -> Data:
     report = json.loads(_report_of(request, sweep).read_text(encoding="utf-8"))
     recommended = report.get("recommended")
     if not recommended:
-        detail = f"The report of sweep {sweep.id} recommends no configuration; more trials may change that."
+        why = report.get("why_not") or "it has too few trials"
+        detail = f"The report of sweep {sweep.id} recommends nothing: {why}; extend the sweep, or search elsewhere."
         raise Problem("no-recommendation", detail, state=sweep.state)
     values: Data = recommended["values"]
     return values

@@ -332,5 +332,6 @@ class TestPromote:
         self, http: httpx.Client, sweep: Sweep, folder: Path
     ) -> None:
         problem(http.post(f"/v1/sweeps/{sweep.id}/promote"), 404, "no-report-yet")
-        (folder / "report.json").write_text(json.dumps({"recommended": None}))
-        problem(http.post(f"/v1/sweeps/{sweep.id}/promote"), 409, "no-recommendation")
+        (folder / "report.json").write_text(json.dumps({"recommended": None, "why_not": "only 1 trial can be used"}))
+        document = problem(http.post(f"/v1/sweeps/{sweep.id}/promote"), 409, "no-recommendation")
+        assert "recommends nothing: only 1 trial can be used; extend the sweep" in document["detail"]
