@@ -125,7 +125,7 @@ def test_a_sweep_killed_five_times_makes_the_trials_of_the_unbroken_one(
     swept = Swept(client, sweep("killed", search="tpe"))
     pause = random.Random(7)
     for number, victim in enumerate(["runner", "server", "ray", "runner", "server"]):
-        swept.until_ended(number)
+        swept.until_ended(number // 2)
         time.sleep(pause.uniform(0, 1))  # anywhere within a trial
         assert swept.now()["state"] not in FINAL, "all ended before the last kill"
         if victim == "runner":

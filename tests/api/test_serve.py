@@ -28,7 +28,7 @@ def server(tmp_path: Path) -> Iterator[ServerProcess]:
 def test_it_is_soon_there_and_small(server: ServerProcess) -> None:
     process = psutil.Process(server.start().pid)
     used = process.cpu_times()
-    assert used.user + used.system < 2.0, "seconds of computing before the first answer"
+    assert used.user + used.system < 3.0, "seconds of computing before the first answer"
     with server.client() as client:
         for _ in range(20):
             client.submit(SPEC)
