@@ -92,7 +92,8 @@ class EventAnswer(Answer):
     seq: int = Field(description="1, 2, 3 ... for each job, without gap")
     time: datetime
     kind: str = Field(
-        description="state, task, metrics, evaluation, checkpoint, elastic, resize, log, trial, extend; more may come"
+        description="state, task, metrics, evaluation, checkpoint, elastic, resize, log, and of sweeps trial, extend, "
+        "retry, finished, exploit; more may come"
     )
     data: Data = Field(description="what happened; its fields depend on the kind")
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from ..service.room import why_no_room
 from ..service.specs import JobSpec
 from ..service.store import Job, Store, Sweep
+from ..service.sweeps.answer import PLOT_FILE, REPORT_FILE
 from ..service.sweeps.promotion import promoted
 from ..service.sweeps.spec import SweepSpec
 from .faults import Fault, faults_of
@@ -61,7 +62,6 @@ NO_SWEEP = documented("no-such-sweep")
 NO_TRIAL = documented("no-such-sweep", "no-such-trial")
 NO_REPORT = documented("no-such-sweep", "no-report-yet")
 STEERED = documented("no-such-sweep", "wrong-state")
-REPORT_FILE, PICTURE_FILE = "report.json", "report.png"
 EXAMPLE = {
     "name": "rho",
     "base": {
@@ -316,7 +316,7 @@ def report(request: Request, sweep_id: str, known: Known = None) -> Response:
 )
 def picture(request: Request, sweep_id: str, known: Known = None) -> Response:
     """Return the plot of the metric over the searched field, with the baselines and the recommended value."""
-    path = _report_of(request, store_of(request).sweeps.get(sweep_id), PICTURE_FILE)
+    path = _report_of(request, store_of(request).sweeps.get(sweep_id), PLOT_FILE)
     return file_reply(path, "image/png", known)
 
 

@@ -199,12 +199,17 @@ class Journal:
         self.last_words("the runner was told to stop; started again, the job goes on from its newest checkpoint")
         return 1
 
-    def end(self, outcome: Outcome) -> None:
-        """Write down how the run ended. Raises Superseded or MoveRefused when the job is not ours to end."""
+    def end(self, outcome: Outcome, *, version: int | None = None) -> None:
+        """Write down how the run ended.
+
+        Raises:
+            Superseded, MoveRefused: If the job is not ours to end.
+            Changed: If it is not at this version any more.
+        """
         self.enter_running()
         to = State.SUCCEEDED if outcome.succeeded else State.FAILED
         result = outcome.result if outcome.succeeded else None
-        self._move(to, reason=outcome.reason, result=result)
+        self._move(to, reason=outcome.reason, result=result, version=version)
 
     def last_words(self, line: str) -> None:
         """Leave a line in the job's log, if the store still takes it."""
@@ -227,8 +232,8 @@ class Journal:
     def _job(self) -> Job | Sweep:
         return patiently(lambda: self._store.record(self._job_id))
 
-    def _move(self, to: State, *, reason: str = "", result: dict[str, Any] | None = None) -> None:
-        patiently(lambda: self._store.move(self._job_id, to, reason=reason, attempt=self.attempt, result=result))
+    def _move(self, to: State, **how: Any) -> None:
+        patiently(lambda: self._store.move(self._job_id, to, attempt=self.attempt, **how))
 
     def _remember(self) -> None:
         """Read what earlier attempts have reported."""

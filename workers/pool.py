@@ -38,6 +38,7 @@ _SPARE_S = 0.5  # seconds that a worker has had nothing to do, before it joins a
 _RELEASE_S = 5.0  # the same, before it is let go
 _AHEAD = 2  # workers that are asked for at a time, or as many as are there already
 _WAIT_S = 30.0  # of a worker for work, before it asks again
+_ROOM_S = 10.0  # seconds after which to say so, where there is no room for a worker
 _LOOK_S = 0.25  # seconds between two looks at nodes and room
 _SETTLE_S = 10.0  # seconds that the actors get to end by themselves
 _COME_BACK_S = 60.0  # in which a worker comes back from a run that is over, or its process is ended
@@ -64,7 +65,9 @@ class _Run:
 
     @property
     def need(self) -> Need:
-        return Need(self.plan.workers.min, self.plan.max_workers)
+        """One that has begun goes on with what it has left, as a job does."""
+        least = self.plan.workers.min
+        return Need(min(least, len(self.workers)) or least, self.plan.max_workers)
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Pool:
         self._over: list[_Run] = []  # whose workers have not all come back
         self._idle: dict[str, float] = {}  # workers that have nothing to do, and since when
         self._leaving: set[str] = set()  # nodes
-        self._looked_at = 0.0
+        self._looked_at, self._began_at = 0.0, time.monotonic()
         self._closed = False
 
     @property
@@ -177,6 +180,10 @@ class Pool:
         self._free(waiting)
         heard = {key: self._hear(key, told[run.name]) for key, run in [*self._runs.items()] if run.name in told}
         return {key: one for key, one in heard.items() if one.reports or one.outcome}
+
+    def waits_for_room(self) -> bool:
+        """Say whether there have been no workers for some time, for want of room."""
+        return self._crew.waits_for_room() and time.monotonic() - self._began_at > _ROOM_S
 
     def close(self) -> None:
         """Let everything end, as it stands; closing it again changes nothing."""
@@ -260,7 +267,7 @@ class Pool:
         runs = [self._runs[key] for key in turns]
         now = time.monotonic()
         rested = bool(self._idle) and all(now - since > _SPARE_S for since in self._idle.values())
-        spare = rested or any(len(run.workers) > run.need.least for run in runs)
+        spare = rested or any(len(run.workers) > run.plan.workers.min for run in runs)
         free = len(self._idle) + sum(len(run.workers) for run in runs)
         for key, run, number in zip(turns, runs, share([run.need for run in runs], free, spare), strict=True):
             if not number:

@@ -7,10 +7,11 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .report import Measured, report
-from .spec import SweepSpec
+if TYPE_CHECKING:
+    from .report import Measured
+    from .spec import SweepSpec
 
 REPORT_FILE, PLOT_FILE = "report.json", "report.png"
 EVERY_S = 20.0  # between two versions; each costs about a second of a processor
@@ -45,6 +46,7 @@ class Answers:
 
     def _write(self, spec: SweepSpec, trials: Sequence[Measured]) -> dict[str, Any]:
         from .plot import draw
+        from .report import report
 
         found = report(spec, trials)
         self._directory.mkdir(parents=True, exist_ok=True)

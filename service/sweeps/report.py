@@ -8,7 +8,7 @@
 - ``configurations``: number, values, mean, spread, seeds and states of each;
 - ``recommended``: values, expected metric with its 90 % interval, for each field where the best value lies; or null,
   and ``why_not`` says why;
-- ``baselines``: for each label its mean, interval, seeds and seconds;
+- ``baselines``: for each label its scores, their number, mean and 90 % interval, and its seconds;
 - ``advantage``: for each label the difference of the recommended values to it, its interval, the probability that it is
   more than the margin, and a sentence;
 - ``collapse``: from which value of a number on trials fall apart, if some do;
@@ -96,7 +96,9 @@ def report(spec: SweepSpec, trials: Sequence[Measured]) -> dict[str, Any]:
     }
     if best is not None and isinstance(smoother, Smoother):
         document["advantage"] = {
-            label: _advantage(spec, best, label, one, sign) for label, one in baselines.items() if one["n"]
+            label: _advantage(spec, best, label, one, smoother.noise, sign)
+            for label, one in baselines.items()
+            if one["n"]
         }
         document["verdict"] = _in_short(spec, best, document["advantage"])
         document["collapse"] = _collapse(smoother, own, best, sign)
@@ -165,7 +167,6 @@ def _baselines(spec: SweepSpec, trials: Sequence[Measured], noise: float | None)
                 "interval": None if law is None else [float(one) for one in law.interval(LEVEL)],
                 "seconds": round(float(np.mean([one.seconds for one in mine])), 3),
                 "scores": scores.tolist(),
-                "noise": noise,
             }
     return found
 
@@ -184,11 +185,11 @@ def _law_of_mean(scores: Array, noise: float | None) -> Any:
 
 
 def _advantage(
-    spec: SweepSpec, best: Mapping[str, Any], label: str, baseline: Mapping[str, Any], sign: float
+    spec: SweepSpec, best: Mapping[str, Any], label: str, baseline: Mapping[str, Any], noise: float, sign: float
 ) -> dict[str, Any]:
     stream = np.random.default_rng(0)
     ours = stream.normal(best["mean"], best["deviation"], DRAWS)
-    law = _law_of_mean(np.array(baseline["scores"]), baseline["noise"])
+    law = _law_of_mean(np.array(baseline["scores"]), noise)
     theirs = law.rvs(DRAWS, random_state=stream) if law is not None else np.full(DRAWS, baseline["mean"])
     ahead = sign * (ours - theirs)
     low, high = np.quantile(ahead, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -246,8 +247,7 @@ def _verdict(
     probability: float,
 ) -> str:
     name = str(spec.example.method.name)
-    where = ", ".join(f"{path} {value:.4g}" if isinstance(value, float) else f"{path} {value}" for path, value in
-                      best["values"].items())  # fmt: skip
+    where = ", ".join(f"{path} {_short(value)}" for path, value in best["values"].items())
     figures = (
         f"{difference:+.4g} in {spec.metric} ({interval[0]:+.4g} to {interval[1]:+.4g}); the probability of more than "
         f"{spec.margin:g} is {probability:.3f}"
@@ -257,6 +257,10 @@ def _verdict(
     if probability <= 0.05:
         return f"{name} with {where} does not beat {label} here by more than the margin: {figures}."
     return f"it is not shown that {name} with {where} beats {label} here: {figures}. More seeds would tell."
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _configurations(own: Sequence[Measured]) -> list[dict[str, Any]]:
@@ -284,11 +288,13 @@ def _collapse(smoother: Smoother, own: Sequence[Measured], best: Mapping[str, An
     for axis in smoother.axes:
         if not axis.numeric:
             continue
-        beyond = [one for one in ended if float(str(one.values[axis.path])) > float(str(best["values"][axis.path]))]
+        at = axis.place(best["values"][axis.path])
+        beyond = [one for one in ended if axis.place(one.values[axis.path]) > at]
         fell = [one for one in beyond if sign * one.curve[-1][1] < smoother.floor]
         if fell:
-            start = min(float(str(one.values[axis.path])) for one in fell)
-            there = [one for one in beyond if float(str(one.values[axis.path])) >= start]
+            first = min(fell, key=lambda one: axis.place(one.values[axis.path]))
+            start = first.values[axis.path]
+            there = [one for one in beyond if axis.place(one.values[axis.path]) >= axis.place(start)]
             found[axis.path] = {"from": start, "share": len(fell) / len(there), "below": sign * smoother.floor}
     said = [
         f"from {path} {one['from']:.3g} on, {one['share']:.0%} of the trials fall apart" for path, one in found.items()

@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 
-from ..records import MoveRefused, Superseded, Sweep
+from ..records import Changed, MoveRefused, Superseded, Sweep
 from ..runner import Journal, Wanted, is_due, patiently
 from ..settings import ATTEMPT_VARIABLE, ServiceSettings
 from ..store import Store
@@ -56,13 +57,16 @@ def run(store: Store, settings: ServiceSettings, sweep_id: str, attempt: int, to
             trials = Trials(store, settings, wanted, attempt, pool)
             try:
                 ended = trials.train()
+                if ended is None:
+                    trials.put_down(wanted.stop or "the sweep goes on with what it was asked for")
             except SweepFailed as failure:
                 ended = failure.outcome
-            trials.put_down(wanted.stop or "the sweep goes on with what it was asked for")
             if ended is not None:
-                journal.end(ended)
-                return 0
-            if wanted.stop:
+                trials.drop()
+                with suppress(Changed):  # it was extended, retried or stopped in this very moment
+                    journal.end(ended, version=trials.version_to_end())
+                    return 0
+            elif wanted.stop:
                 return journal.stopped()
     except (Superseded, MoveRefused) as refusal:
         print(refusal, file=sys.stderr)

@@ -44,8 +44,14 @@ class Part:
 class Budget(Settings):
     """Where a sweep starts no more trials; what is None is not limited."""
 
-    wall_s: Annotated[float, Field(gt=0)] | None = Field(None, description="seconds since it first ran")
-    gradients: Count | None = Field(None, description="gradients of a whole batch, added up over all trials")
+    wall_s: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="seconds that it has run, pauses not counted; what trains then is stopped with what it has"
+    )
+    gradients: Count | None = Field(
+        None,
+        description="gradients of a whole batch, added up over all trials: two for each step, one for those of sgd and "
+        "msam; what other methods save is not counted",
+    )
 
 
 class SweepSpec(Settings):

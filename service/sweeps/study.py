@@ -29,7 +29,7 @@ class Point:
 
     Attributes:
         epoch: After which it was made.
-        score: The metric.
+        score: The metric; not a number where the task reports none, which counts as worse than any.
         gradients: Gradients of a whole batch that the trial has taken until then.
     """
 
@@ -115,11 +115,10 @@ class Study:
         self._rounds = self._schedule.rounds(spec.length_epochs or 0) if self._schedule else []
         self._live: dict[int, _Trial] = {}
         self._next, self._now = 0, 0.0
-        self._values: Values = {}
-        self._other = False  # whether the configuration of now is another than suggested
+        self._values: Values = {}  # of the newest configuration
         self._scores: dict[int, list[float]] = {}  # by configuration
         self._closed: dict[int, int] = {}  # how many of its trials are over, by configuration
-        self._others: dict[int, Values] = {}
+        self._others: dict[int, Values] = {}  # values of configurations that are not as suggested
         self.gradients = 0.0
         self.halted = ""
 
@@ -182,11 +181,9 @@ class Study:
         begun: list[Effect] = []
         while self._more() and len(self._live) < self._places:
             part = self._suggest(self._next)
-            trial = _Trial(
-                part, self._now, self._rounds[0] if self._rounds and part.configuration is not None else None
-            )
-            self._live[part.number] = trial
+            trial = self._live[part.number] = _Trial(part, self._now, None)
             if self._schedule and part.configuration is not None:
+                trial.hold_at = next(iter(self._rounds), None)
                 self._schedule.started(part.number, part.values)
             begun.append(Begin(part, trial.hold_at))
             self._next += 1
@@ -226,11 +223,8 @@ class Study:
         if limit is not None and self.gradients >= limit:
             self.halt(f"the budget of {limit} gradients is used up")
         number, schedule = trial.part.number, self._schedule
-        if (
-            schedule is None
-            or trial.part.configuration is None
-            or point.epoch >= (self._spec.length_epochs or math.inf)
-        ):
+        at_its_end = point.epoch >= (self._spec.length_epochs or math.inf)
+        if schedule is None or trial.part.configuration is None or at_its_end:
             return []
         go_on = schedule.result(number, point.epoch, point.score)
         if not go_on and number not in self._kept:

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from ...workers.pool import Heard, Pool
 from ...workers.trainer import Outcome
-from ..records import Job, StoreUnavailable, Sweep
+from ..records import Changed, Job, StoreUnavailable, Sweep
 from ..runner import Journal, Wanted, patiently
 from ..settings import ServiceSettings
 from ..specs import JobSpec
-from ..states import State, is_final
+from ..states import Kind, State, is_final
 from ..store import Store
 from .answer import Answers
 from .report import Measured
@@ -57,6 +57,7 @@ class _Trial:
     held: bool = False
     validates: bool = False
     points: list[Point] = field(default_factory=list)
+    steps: dict[float, int] = field(default_factory=dict)  # by the epoch of each point
     changed_at: set[float] = field(default_factory=set)  # epochs after which it has gone on from another's state
 
     @property
@@ -82,9 +83,10 @@ class Trials:
 
     def __init__(self, store: Store, settings: ServiceSettings, wanted: Wanted, attempt: int, pool: Pool) -> None:
         self._store, self._settings, self._wanted, self._attempt, self._pool = store, settings, wanted, attempt, pool
-        sweep = wanted.record
-        assert isinstance(sweep, Sweep)
-        self._id, self._spec = sweep.id, sweep.spec
+        self._id, self._asked = wanted.record.id, 0
+        self._asked = self._last_asked()  # before the sweep itself: what is asked for in between is seen later
+        sweep = patiently(lambda: store.sweeps.get(self._id))
+        self._spec, self._version = sweep.spec, sweep.version
         self._stored = {job.part.number: job for job in self._all_stored() if job.part is not None}
         self._study = Study(
             self._spec,
@@ -96,8 +98,7 @@ class Trials:
         self._answers = Answers(settings.job_dir(sweep.id))
         self._before_s = float(sweep.progress.get("seconds") or 0.0)
         self._began = time.monotonic()
-        self._noted_at = 0.0
-        self._asked = self._last_asked()
+        self._noted_at, self._waits_told = 0.0, False
 
     def train(self) -> Outcome | None:
         """Train; return how the sweep has ended, or None if it is to stop or was asked for more.
@@ -113,12 +114,37 @@ class Trials:
             if self._study.over:
                 return self._end()
             self._wanted.look()
-            if self._wanted.stop or self._last_asked() != self._asked:
+            if self._wanted.stop or self.asked_for_more():
                 return None
             if self._seconds > (self._spec.budget.wall_s or math.inf):
                 return self._out_of_time()
             self._train_some()
             self._note()
+
+    def asked_for_more(self) -> bool:
+        """Say whether the sweep was extended, or its failed trials are to be tried again, since this began."""
+        version = self._wanted.record.version
+        if version == self._version:
+            return False
+        self._version = version
+        return self._last_asked() != self._asked
+
+    def drop(self) -> None:
+        """Let go of the trials that still train, as they stand."""
+        for trial in self._open.values():
+            if self._pool.knows(trial.key):
+                self._pool.drop(trial.key)
+
+    def version_to_end(self) -> int:
+        """Return the version at which the sweep may be ended: what was asked for since has made another one.
+
+        Raises:
+            Changed: If something was asked for already.
+        """
+        sweep = patiently(lambda: self._store.sweeps.get(self._id))
+        if self._last_asked() != self._asked:
+            raise Changed(self._id, self._version, sweep.version, Kind.SWEEP)
+        return sweep.version
 
     def put_down(self, why: str) -> None:
         """Have all trials stop with a checkpoint, and wait for the next runner, or for this one."""
@@ -218,18 +244,13 @@ class Trials:
 
         spec = self._spec.job_of(part)
         of, to = self._open[source], self._settings.job_dir(trial.key)
-        adopt(self._settings.job_dir(of.key), to, spec.training_part(), self._per_epoch(of, epoch))
+        adopt(self._settings.job_dir(of.key), to, spec.training_part(), of.steps[epoch])
         event = {"epoch": epoch, "source": source, "before": self._values(trial.spec), "values": part.values}
         attempt = self._started(trial).attempt
         trial.job = patiently(lambda: self._store.sweeps.replace_spec(trial.key, attempt, spec, [("exploit", event)]))
         trial.spec = spec
         trial.changed_at.add(epoch)
         self._wait(trial, f"goes on from the state of trial {source}")
-
-    def _per_epoch(self, trial: _Trial, epoch: float) -> int:
-        """Return the step of a trial after these epochs."""
-        step = next(p.gradients for p in trial.points if p.epoch == epoch) / _gradients(trial.spec)
-        return round(step)
 
     def _values(self, spec: JobSpec) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -310,11 +331,11 @@ class Trials:
                 f"metric {self._spec.metric} is not among what the task's evaluations report: {', '.join(reported)}; "
                 f"name one of those as metric, or have the task report it"
             )
+        if data["epoch"] in trial.steps:
+            return
         score = data[self._spec.metric]
-        if score is None or not math.isfinite(score):
-            return
-        if trial.points and data["epoch"] <= trial.points[-1].epoch:
-            return
+        score = math.nan if score is None else float(score)  # the store knows no number that is not finite
+        trial.steps[data["epoch"]] = data["step"]
         trial.points.append(Point(data["epoch"], score, data["step"] * _gradients(trial.spec)))
         self._study.measured(trial.part.number, trial.points[-1])
 
@@ -353,7 +374,7 @@ class Trials:
             seed=part.seed,
             state=state,
             reason=reason,
-            curve=tuple((point.epoch, point.score) for point in trial.points),
+            curve=tuple((point.epoch, point.score) for point in trial.points if math.isfinite(point.score)),
             full=state is State.SUCCEEDED,
             seconds=round(seconds, 3),
             gradients=round(trial.points[-1].gradients) if trial.points else 0,
@@ -364,7 +385,10 @@ class Trials:
         if not at_once and time.monotonic() - self._noted_at < PROGRESS_S:
             return
         self._noted_at = time.monotonic()
-        self._say_all([])
+        waits = self._pool.waits_for_room() and not self._waits_told
+        self._waits_told |= waits
+        line = "waiting for room: the cluster has none for a worker; trials begin as soon as it has"
+        self._say_all([("log", {"worker": "runner", "line": line})] if waits else [])
 
     def _say(self, kind: str, data: dict[str, Any]) -> None:
         self._say_all([(kind, data)])
@@ -413,7 +437,9 @@ class Trials:
         why = f"the budget of {limit:g} s is used up"
         self._study.halt(why)
         for number, trial in [*self._open.items()]:
-            if trial.points and trial.outcome is None:
+            if trial.outcome is not None or is_final(trial.job.state):
+                self._done(number)
+            elif trial.points:
                 self._stop_for(number, trial, why)
         return self._end()
 
@@ -434,12 +460,12 @@ class Trials:
         return found
 
     def _last_asked(self) -> int:
-        """Return the number of the newest event by which the sweep was asked for more."""
+        """Return the number of the newest event by which the sweep was asked for more; 0 if it wasn't."""
         try:
-            asked = self._store.events(self._id, self.__dict__.get("_asked", 0), kinds=("extend", "retry"))
+            asked = self._store.events(self._id, self._asked, kinds=("extend", "retry"))
         except StoreUnavailable:
             return self._asked
-        return asked[-1].seq if asked else self.__dict__.get("_asked", 0)
+        return asked[-1].seq if asked else self._asked
 
 
 def _gradients(spec: JobSpec) -> int:

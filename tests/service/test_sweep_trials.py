@@ -9,6 +9,7 @@ from sampa.service.settings import ServiceSettings
 from sampa.service.states import State
 from sampa.service.store import Store
 from sampa.service.sweeps import runner
+from sampa.service.sweeps.trials import Trials
 from sampa.service.told import Told
 from sampa.workers.pool import Heard
 from sampa.workers.reports import Report
@@ -19,6 +20,10 @@ from .sweeps import sweep_of
 
 class Killed(BaseException):
     """What ends a runner in the middle."""
+
+
+def score_of(rho, epoch):
+    return 0.9 - 0.1 * math.log(rho / 0.09) ** 2 + 0.01 * epoch
 
 
 class PlayedPool:
@@ -36,6 +41,9 @@ class PlayedPool:
 
     def knows(self, key):
         return key in self.runs
+
+    def waits_for_room(self):
+        return False
 
     def busy(self, key):
         return int(key in self.runs)
@@ -67,7 +75,7 @@ class PlayedPool:
         if plan.seed in self.fails and epoch > 1:
             del self.runs[key]
             return Heard([], Outcome(False, "its task is broken", {}))
-        score = 0.9 - 0.1 * math.log(rho / 0.09) ** 2 + 0.01 * epoch
+        score = score_of(rho, epoch)
         data = {"step": 16 * epoch, "epoch": float(epoch), "split": "test", self.metric: score, "loss": 1.0}
         reports = [Report("metrics", {"step": 16 * epoch, "seconds_per_step": 0.1}), Report("evaluation", data)]
         outcome = None
@@ -94,7 +102,7 @@ def place(tmp_path, monkeypatch):
     store = Store(settings.store_url)
     store.migrate()
     monkeypatch.setattr(PlayedPool, "reached", {})
-    monkeypatch.setattr("sampa.service.sweeps.answer.report", counted)
+    monkeypatch.setattr("sampa.service.sweeps.report.report", counted)
     monkeypatch.setattr("sampa.service.sweeps.plot.draw", lambda _, path: path.write_bytes(b"drawn"))
     yield store, settings
     store.close()
@@ -197,6 +205,35 @@ def test_a_metric_that_is_not_there_fails_the_sweep_with_what_is(place, monkeypa
     ended = store.record(sweep.id)
     assert ended.state is State.FAILED
     assert "metric f1 is not among what the task's evaluations report: accuracy, loss" in ended.reason
+    assert ended.attempt == 1
+
+
+def test_what_is_asked_for_in_the_moment_of_the_end_is_done(place, monkeypatch):
+    store, _ = place
+    sweep, _ = store.sweeps.submit(sweep_of(search="random", trials=2))
+    ends = Trials.version_to_end
+    late = []
+
+    def extended(trials):
+        version = ends(trials)
+        if not late:
+            late.append(store.sweeps.extend(sweep.id, trials=4))
+        return version
+
+    monkeypatch.setattr(Trials, "version_to_end", extended)
+    assert run(place, sweep.id, monkeypatch, PlayedPool()) == 0
+    assert store.record(sweep.id).state is State.SUCCEEDED
+    assert len(store.sweeps.trials(sweep.id)) == 4 + 2
+
+
+def test_a_population_whose_metric_is_no_number_goes_on(place, monkeypatch):
+    store, _ = place
+    monkeypatch.setattr("tests.service.test_sweep_trials.score_of", lambda rho, epoch: math.nan if rho > 0.1 else rho)
+    asked = {"search": "random", "scheduler": {"name": "pbt", "every_epochs": 2}, "trials": 6}
+    monkeypatch.setattr("sampa.workers.checkpoints.adopt", lambda *_: None)
+    sweep, _ = store.sweeps.submit(sweep_of(**asked))
+    assert run(place, sweep.id, monkeypatch, PlayedPool()) == 0
+    assert {state for _, _, state, _ in history(store, sweep.id)} == {State.SUCCEEDED}
 
 
 def test_a_sweep_that_is_paused_puts_its_trials_down(place, monkeypatch):
