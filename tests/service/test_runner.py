@@ -246,8 +246,8 @@ class TestWanted:
     def test_it_follows_the_store_with_one_read_a_second(
         self, store: Store, job: Job, clock: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        wanted, reads, read = Wanted(store, job.id, 1, Told([])), [], store.job
-        monkeypatch.setattr(store, "job", lambda job_id: reads.append(job_id) or read(job_id))
+        wanted, reads, read = Wanted(store, job.id, 1, Told([])), [], store.record
+        monkeypatch.setattr(store, "record", lambda job_id: reads.append(job_id) or read(job_id))
         assert (wanted.orders().workers, wanted.orders().stop, reads) == (None, "", [])
         store.resize(job.id, 1)
         assert wanted.orders().workers is None
