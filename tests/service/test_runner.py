@@ -271,7 +271,7 @@ class TestWanted:
             raise StoreUnavailable("x", "gone")
 
         with monkeypatch.context() as patch:
-            patch.setattr(store, "job", away)
+            patch.setattr(store, "record", away)
             clock[0] = 1.0
             assert (wanted.orders().workers, wanted.orders().stop) == (1, "")
         store.pause(job.id)
