@@ -182,7 +182,7 @@ class Trials:
                 self._refuse(part, error.errors()[0]["msg"])
                 return
             job = patiently(lambda: self._store.sweeps.add_trial(self._id, part, spec, self._attempt))
-            self._say("trial", {"number": part.number, "configuration": part.configuration, "values": part.values})
+            self._say_of(part, State.QUEUED, {})
         trial = self._open[part.number] = _Trial(job, job.spec, hold_at)
         self._recall(trial)
 
@@ -190,7 +190,7 @@ class Trials:
         """Count a trial as failed that can't be trained at all."""
         said = (part.number, part.configuration, part.baseline, part.values, part.seed)
         self._measured[part.number] = Measured(*said, State.FAILED, reason, (), full=False, seconds=0.0, gradients=0)
-        self._say("trial", {"number": part.number, "state": State.FAILED, "reason": reason, "values": part.values})
+        self._say_of(part, State.FAILED, {"reason": reason})
         self._study.ended(part.number, failed=True)
 
     def _recall(self, trial: _Trial) -> None:
@@ -358,8 +358,7 @@ class Trials:
         self._measured[trial.part.number] = measured
         last = measured.curve[-1][1] if measured.curve else None
         if trial.job.part and not is_final(trial.job.state):
-            said = {"number": trial.part.number, "state": state, self._spec.metric: last, "reason": reason}
-            self._say("trial", said | {"values": trial.part.values, "seed": trial.part.seed})
+            self._say_of(trial.part, state, {self._spec.metric: last, "reason": reason})
         self._answers.write(self._spec, [*self._measured.values()])
 
     def _as_measured(self, trial: _Trial, state: State, reason: str) -> Measured:
@@ -389,6 +388,16 @@ class Trials:
         self._waits_told |= waits
         line = "waiting for room: the cluster has none for a worker; trials begin as soon as it has"
         self._say_all([("log", {"worker": "runner", "line": line})] if waits else [])
+
+    def _say_of(self, part: Part, state: State, more: dict[str, Any]) -> None:
+        """Write down what became of a trial."""
+        what = {
+            "configuration": part.configuration,
+            "baseline": part.baseline,
+            "values": part.values,
+            "seed": part.seed,
+        }
+        self._say("trial", more | {"number": part.number, "state": state} | what)
 
     def _say(self, kind: str, data: dict[str, Any]) -> None:
         self._say_all([(kind, data)])

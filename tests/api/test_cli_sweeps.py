@@ -286,6 +286,11 @@ def test_choices_are_told_with_their_probabilities() -> None:
     [
         (
             "trial",
+            {"number": 3, "state": "QUEUED", "baseline": None, "values": {"method.rho": 0.1}, "seed": 1},
+            "trial 3 QUEUED  method.rho 0.1  seed 1",
+        ),
+        (
+            "trial",
             {"number": 0, "state": "SUCCEEDED", "baseline": "sgd", "score": 0.93},
             "trial 0 SUCCEEDED  sgd  score 0.93",
         ),

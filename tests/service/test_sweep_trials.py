@@ -185,6 +185,20 @@ def test_failed_trials_don_t_keep_the_others_and_are_tried_again_when_asked(plac
     assert {state for _, _, state, _ in history(store, sweep.id)} == {State.SUCCEEDED}
 
 
+def test_a_sweeps_events_tell_of_each_trial_when_it_begins_and_when_it_ends(place, monkeypatch):
+    store, _ = place
+    sweep, _ = store.sweeps.submit(sweep_of(search="random", trials=2, baselines=["sgd"]))
+    assert run(place, sweep.id, monkeypatch, PlayedPool()) == 0
+    told = [event.data for event in store.events(sweep.id, kinds=("trial",))]
+    for trial in store.sweeps.trials(sweep.id):
+        of_it = [data for data in told if data["number"] == trial.part.number]
+        assert [data["state"] for data in of_it] == [State.QUEUED, State.SUCCEEDED]
+        what = (trial.part.configuration, trial.part.baseline, trial.part.values, trial.part.seed)
+        for data in of_it:
+            assert (data["configuration"], data["baseline"], data["values"], data["seed"]) == what
+        assert of_it[1]["accuracy"] == history(store, sweep.id)[trial.part.number][3][-1]
+
+
 def test_an_extended_sweep_is_what_a_longer_one_would_have_been(place, monkeypatch):
     store, _ = place
     short, _ = store.sweeps.submit(sweep_of(search="tpe", trials=6))
