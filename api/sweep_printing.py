@@ -95,7 +95,7 @@ def recommendation(report: Document) -> str:
 
 
 def _of(interval: Any) -> str:
-    """Return an interval of 90 %, or the choices with their probabilities, in brackets."""
+    """Return an interval, or the choices with their probabilities, in brackets."""
     if not interval:
         return ""
     if isinstance(interval[0], Sequence) and not isinstance(interval[0], str):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .report import Measured
+    from .results import Measured
     from .spec import SweepSpec
 
 REPORT_FILE, PLOT_FILE = "report.json", "report.png"

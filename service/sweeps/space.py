@@ -128,14 +128,14 @@ def _list_fault(kind: str, values: Sequence[JsonValue]) -> str:
         return f"{kind} needs two values or more, but has {len(values)}; a constant belongs into base"
     seen: set[str] = set()
     for value in values:
-        key = _key(value)
+        key = key_of(value)
         if key in seen:
             return f"{kind} has {show(value)} twice; remove one"
         seen.add(key)
     return ""
 
 
-def _key(value: JsonValue) -> str:
+def key_of(value: JsonValue) -> str:
     """Return a text that is the same for equal values: 1 and 1.0, but not 1 and true."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return repr(float(value)) if number else json.dumps(value, sort_keys=True)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from ..specs import JobSpec
 from ..states import Kind, State, is_final
 from ..store import Store
 from .answer import Answers
-from .report import Measured
+from .results import Measured
 from .spec import Part
 from .study import Begin, Done, Effect, GoOn, Point, Stop, Study
 

@@ -151,7 +151,7 @@ def main() -> None:
         f"{tune_wall / (tune_compute / cores):.2f} |",
         "",
         f"Limit of the first row: {LIMIT}. Recommended: {best and best['values']}, {best and best['intervals']}; "
-        f"collapse: {report['collapse']}.",
+        f"collapse: {report['collapse'].get('sentence')}.",
         "",
         *[f"{one['verdict']}" for one in report["advantage"].values()],
         "",
