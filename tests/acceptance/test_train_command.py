@@ -95,6 +95,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Com
         command.end()
 
 
+@pytest.mark.long
 def test_a_task_of_the_users_own_is_trained(commands: dict[str, Command]) -> None:
     code, _, errors = commands["my_module"].ended()
     assert code == 0, errors

@@ -87,7 +87,8 @@ def test_every_built_in_task_network_and_parameter_is_named():
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
+@pytest.mark.long
+@pytest.mark.timeout(400)
 def test_every_command_works_as_written(tmp_path):
     of_sweeps = commands(section("Sweeps"))
     work_through([one for one in commands(TEXT) if one not in of_sweeps], tmp_path)

@@ -117,6 +117,7 @@ def test_nodes_are_lost_and_added_while_two_pairs_train(cluster, tmp_path):
     assert_calm(plan(900, pace_s=0.0), tmp_path)
 
 
+@pytest.mark.long
 def test_a_node_that_is_drained_is_left_before_it_goes(cluster, tmp_path):
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     play = Play(plan(600, pace_s=0.02, pairs=1), tmp_path)
@@ -131,6 +132,7 @@ def test_a_node_that_is_drained_is_left_before_it_goes(cluster, tmp_path):
     assert_calm(plan(600, pace_s=0.0, pairs=1), tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300 + 25 * int(os.environ.get("SAMPA_TEST_LOSSES", "3")))
 def test_losses_leave_nothing_behind(ray_cluster, tmp_path):
     losses = int(os.environ.get("SAMPA_TEST_LOSSES", "3"))
