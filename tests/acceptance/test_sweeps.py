@@ -23,6 +23,7 @@ pytestmark = [
     pytest.mark.skipif("SAMPA_TEST_SWEEPS" not in os.environ, reason="takes ten minutes; set SAMPA_TEST_SWEEPS=1"),
 ]
 END_S = 400.0
+PLANTED = int(os.environ.get("SAMPA_TEST_PLANTED", "1"))  # sweeps with a known optimum
 
 
 def sweep(name: str, **fields: Any) -> Document:
@@ -175,3 +176,32 @@ def test_a_metric_that_is_not_reported_and_a_trial_that_crashes(client: Client) 
     assert states[7.0] == "FAILED"
     assert states[0.4] == "SUCCEEDED"
     assert client.sweeps.report(swept.id)["trials"]["failed"][0]["reason"]
+
+
+def test_a_planted_optimum_is_found_and_its_interval_covers_it(client: Client) -> None:
+    bests = [0.03 * 1.2**number for number in range(PLANTED)]
+    swept = [Swept(client, planted(best, number)) for number, best in enumerate(bests)]
+    found = []
+    for best, one in zip(bests, swept, strict=True):
+        ended = one.reaches("SUCCEEDED", "FAILED")
+        assert ended["state"] == "SUCCEEDED", ended["reason"]
+        recommended = client.sweeps.report(one.id)["recommended"]
+        low, high = recommended["intervals"]["method.rho"]
+        found.append((recommended["values"]["method.rho"] / best, low <= best <= high))
+        print(f"best {best:.4g}: {recommended['values']['method.rho']:.4g} ({low:.4g} to {high:.4g})")
+    assert sum(1 / 1.1 <= ratio <= 1.1 for ratio, _ in found) >= 0.9 * PLANTED, found
+    assert sum(covered for _, covered in found) >= 0.9 * PLANTED, found
+
+
+def planted(best: float, seed: int) -> Document:
+    """Return a sweep of 40 trials, of which the best rho is known."""
+    base = {
+        "task": {"entrypoint": "own:planted", "params": {"best": best, "spread": 0.02}},
+        "method": {"name": "sampa", "lambda": 0.0},
+        "optimizer": {"name": "sgd", "lr": 1.0},
+        "steps": 1,
+        "batch_size": 4,
+        "workers": {"min": 1, "max": 1},
+    }
+    fields = {"search": "tpe", "trials": 40, "seed": seed, "metric": "score", "baselines": []}
+    return sweep("planted", base=base, **fields)

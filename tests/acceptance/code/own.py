@@ -44,3 +44,25 @@ def _rows(count):
 
 def _mean_loss(model, batch):
     return cross_entropy(model(batch[0]), batch[1])
+
+
+class OneWeight(nn.Module):
+    """A weight of 1, of which half the square is the loss: with a learning rate of 1, SAM's first step ends at -rho."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, rows):
+        return self.weight.expand(len(rows))
+
+
+def planted(best, spread):
+    """Return a task whose score after one step tells its rho from the best one, with a little noise."""
+
+    def metrics(model, batch):
+        rho = model(batch[0]).abs().double()
+        return {"score": -((rho / best).log() ** 2) + spread * (1e5 * rho).sin()}
+
+    rows = torch.zeros(4, 1)
+    return Task(OneWeight(), (rows,), test=(rows,), loss=lambda model, batch: model(batch[0]) ** 2 / 2, metrics=metrics)
