@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEPLOYED := $(VENV)/.installed-deploy
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -12,10 +13,13 @@ demo: $(INSTALLED)  ## train digits with SGD, SAM and SAMPa through the service,
 	$(RUN)/python -m sampa.api.demo --seeds $(or $(SEEDS),1)
 
 test: $(INSTALLED) lint  ## the tests, cheapest first
-	$(RUN)/python -m pytest -m 'not long'
+	$(RUN)/python -m pytest -m 'not long' --ignore tests/deploy
 
 test-long: $(INSTALLED)  ## those with a real Ray that take a minute or more each
-	$(RUN)/python -m pytest -m long
+	$(RUN)/python -m pytest -m long --ignore tests/deploy
+
+test-deploy: $(DEPLOYED)  ## the manifests of deploy/, judged without a cluster; the CRDs of KubeRay in ../shared/kuberay-crds
+	$(RUN)/python -m pytest tests/deploy
 
 lint: $(INSTALLED)  ## format, lint and types
 	$(RUN)/ruff format --check api service workers tests
@@ -44,7 +48,21 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(INSTALLED)
 
+# promtool is in Debian's package prometheus, from which it is taken without installing it, since that starts a service;
+# where there is no apt-get, put a promtool on the PATH.
+$(DEPLOYED): $(INSTALLED)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[deploy]'
+	@command -v promtool >/dev/null || test -x build/tools/promtool || $(MAKE) --no-print-directory build/tools/promtool
+	touch $(DEPLOYED)
+
+build/tools/promtool:
+	@command -v apt-get >/dev/null || { echo "test-deploy needs promtool on the PATH: install Prometheus" >&2; exit 1; }
+	mkdir -p build/tools/prometheus
+	cd build/tools/prometheus && (apt-get download prometheus || { apt-get update && apt-get download prometheus; })
+	cd build/tools/prometheus && dpkg-deb --extract prometheus_*.deb . && mv usr/bin/promtool ..
+	rm -r build/tools/prometheus
+
 clean:  ## remove what was built
 	rm -rf $(VENV) build *.egg-info
 
-.PHONY: help demo test test-long lint bench bench-elastic bench-methods bench-sweep install clean
+.PHONY: help demo test test-long test-deploy lint bench bench-elastic bench-methods bench-sweep install clean

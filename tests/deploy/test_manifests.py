@@ -1,0 +1,139 @@
+"""Each overlay, and each component alone on the base, is a deployment without a fault."""
+
+import pytest
+from sampa.api.app import create_app
+from sampa.service.settings import ServiceSettings
+
+from .consistency import reference_faults, variable_faults
+from .judge import faults
+from .manifests import ALL, DEPLOY, clusters, composed, manifests, of_kind, parsed, pods, the
+from .rules import GATES, ROCKSDB_GATE
+
+
+@pytest.mark.parametrize("part", ALL)
+def test_it_has_no_fault(part):
+    assert faults(manifests(part)) == []
+
+
+def test_all_components_that_can_stand_together_do():
+    apart = {"rayjob", "gcs-ft-redis", "operator-networkpolicy"}  # one backend, one kind of GCS, one kind of policies
+    together = [part for part in ALL if part.startswith("components/") and part.split("/")[1] not in apart]
+    s3 = together.pop(together.index("components/s3"))
+    gpu = together.pop(together.index("components/gpu"))
+    documents = parsed(composed({"resources": ["base"], "components": [s3, gpu, *together]}))
+    assert faults(documents) == []
+
+
+def test_the_order_of_s3_and_gpu_is_told_when_it_is_wrong():
+    documents = parsed(composed({"resources": ["base"], "components": ["components/gpu", "components/s3"]}))
+    assert any("there is no PersistentVolumeClaim sampa-state" in fault for fault in faults(documents))
+
+
+def test_a_prefix_and_a_hash_reach_what_ray_refers_to():
+    documents = parsed(composed({
+        "resources": ["base"], "namePrefix": "my-",
+        "secretGenerator": [{"name": "sampa-ray-auth", "namespace": "sampa", "literals": ["auth_token=x"]},
+                            {"name": "sampa-secrets", "namespace": "sampa",
+                             "literals": ["SAMPA_TOKEN=x", "SAMPA_STORE_URL=x"]}],
+    }))  # fmt: skip
+    assert list(reference_faults(documents)) == []
+    name = the(documents, "RayCluster")["spec"]["authOptions"]["secretName"]
+    assert name.startswith("my-sampa-ray-auth-")
+    assert the(documents, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == "my-sampa-api"
+
+
+def test_another_image_reaches_all_pods_and_ray_s_version(tmp_path):
+    import shutil
+
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    path = tmp_path / "deploy" / "components" / "image" / "kustomization.yaml"
+    path.write_text(
+        path.read_text()
+        .replace("newName: sampa ", "newName: host:5000/team/sampa ")
+        .replace("0.1.0-ray2.60.0", "9-ray3.1")
+    )
+    from .manifests import kustomized
+
+    for part in ("overlays/prod-gpu", "overlays/dev"):
+        documents = parsed(kustomized(tmp_path / "deploy" / part))
+        assert {cluster.spec["rayVersion"] for cluster in clusters(documents)} == {"3.1"}
+        images = {pod.spec["containers"][0]["image"] for pod in pods(documents) if pod.kind != "StatefulSet"}
+        assert images == {"host:5000/team/sampa:9-ray3.1"}
+    (tmp_path / "own").mkdir()
+    own = "resources: [../deploy/base]\ncomponents: [../deploy/components/rayjob]\n"
+    (tmp_path / "own" / "kustomization.yaml").write_text(own)
+    documents = parsed(kustomized(tmp_path / "own"))
+    assert {cluster.spec["rayVersion"] for cluster in clusters(documents)} == {"3.1"}
+    assert {pod.spec["containers"][0]["image"] for pod in pods(documents)} == {"host:5000/team/sampa:9-ray3.1"}
+
+
+def test_the_template_of_jobs_is_the_shared_cluster_but_for_the_head_s_size():
+    shared, template = (clusters(manifests(part))[0].spec for part in ("base", "components/rayjob"))
+    for spec in (shared, template):
+        del spec["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]
+    assert shared == template
+
+
+def test_only_a_job_s_backend_of_its_own_has_rights_in_the_cluster():
+    for part in ALL:
+        roles = of_kind(manifests(part), "Role")
+        assert bool(roles) == (part == "components/rayjob"), part
+    pairs = {(verb, resource) for role in of_kind(manifests("components/rayjob"), "Role") for rule in role["rules"]
+             for verb in rule["verbs"] for resource in rule["resources"]}  # fmt: skip
+    assert pairs == {(verb, "rayjobs") for verb in ("create", "get", "list", "delete")}
+
+
+def test_probes_ask_at_routes_of_the_app(tmp_path):
+    class Nothing:
+        def run(self, stop): ...
+        def wake(self): ...
+        def health(self):
+            return {}
+
+    app = create_app(ServiceSettings(state_dir=tmp_path), reconciler=Nothing())
+    routes = set(app.openapi()["paths"])
+    (api,) = (pod for pod in pods(manifests("base")) if pod.kind == "Deployment")
+    asked = {
+        name: api.spec["containers"][0][f"{name}Probe"]["httpGet"]["path"]
+        for name in ("startup", "readiness", "liveness")
+    }
+    assert asked == {"startup": "/livez", "readiness": "/readyz", "liveness": "/livez"}
+    assert set(asked.values()) <= routes
+
+
+def test_the_settings_are_those_that_the_service_takes():
+    (api,) = (pod for pod in pods(manifests("base")) if pod.kind == "Deployment")
+    assert list(variable_faults(manifests("base"))) == []
+    data = the(manifests("base"), "ConfigMap", "sampa-config")["data"]
+    known = {
+        name: data[f"SAMPA_{name.upper()}"] for name in ServiceSettings.model_fields if f"SAMPA_{name.upper()}" in data
+    }
+    assert ServiceSettings(**known).max_running == 8
+    assert api.spec["containers"][0]["command"] == ["sampa", "serve"]
+
+
+def test_what_is_alpha_says_so_and_is_off():
+    import yaml
+
+    gates = {
+        one["name"]: one["enabled"]
+        for one in yaml.safe_load((DEPLOY / "operator" / "values.yaml").read_text())["featureGates"]
+    }
+    alpha = {*GATES.values(), ROCKSDB_GATE, "RayCronJob"}
+    assert {name for name, on in gates.items() if not on} == alpha
+    marked = {
+        path.parent.name: path.read_text()
+        for path in DEPLOY.glob("components/*/kustomization.yaml")
+        if "# ALPHA" in path.read_text()
+    }
+    assert len(marked) == len(alpha)
+    assert all(any(gate in text for text in marked.values()) for gate in alpha)
+    assert all(f"components/{name}" in (DEPLOY / "operator" / "values.yaml").read_text() for name in marked)
+
+
+def test_argocd_leaves_alone_what_the_autoscalers_set():
+    (application,) = parsed((DEPLOY / "argocd" / "application.yaml").read_text())
+    ignored = {path for one in application["spec"]["ignoreDifferences"] for path in one["jqPathExpressions"]}
+    assert ignored == {".spec.workerGroupSpecs[].replicas", ".spec.workerGroupSpecs[].scaleStrategy", ".spec.replicas"}
+    assert (DEPLOY.parent / application["spec"]["source"]["path"] / "kustomization.yaml").exists()
+    assert "RespectIgnoreDifferences=true" in application["spec"]["syncPolicy"]["syncOptions"]
