@@ -67,11 +67,23 @@ def test_another_image_reaches_all_pods_and_ray_s_version(tmp_path):
     assert {pod.spec["containers"][0]["image"] for pod in pods(documents)} == {"host:5000/team/sampa:9-ray3.1"}
 
 
-def test_the_template_of_jobs_is_the_shared_cluster_but_for_the_head_s_size():
+def test_the_template_of_jobs_is_the_shared_cluster_but_for_the_head_which_has_one_job():
     shared, template = (clusters(manifests(part))[0].spec for part in ("base", "components/rayjob"))
-    for spec in (shared, template):
-        del spec["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]
+    heads = [spec["headGroupSpec"]["template"]["spec"]["containers"][0] for spec in (shared, template)]
+    for head in heads:
+        del head["resources"]
+    more = [one for one in heads[1]["env"] if one not in heads[0]["env"]]
+    assert [one["name"] for one in more] == ["SAMPA_STORE_URL"]  # in no spec of a RayJob, which more people may read
+    heads[1]["env"].remove(*more)
     assert shared == template
+
+
+def test_the_api_can_start_jobs_from_the_template(tmp_path):
+    rayjob = pytest.importorskip("sampa.service.rayjob")
+    documents = manifests("components/rayjob")
+    path = tmp_path / "rayjob.yaml"
+    path.write_text(the(documents, "ConfigMap", "sampa-rayjob")["data"]["rayjob.yaml"])
+    assert rayjob.read_template(path)["kind"] == "RayJob"
 
 
 def test_only_a_job_s_backend_of_its_own_has_rights_in_the_cluster():

@@ -17,12 +17,12 @@ OURS = {
     "sampa_elastic_events_total": {"cause"},
     "sampa_elastic_pause_seconds_total": {"cause"},
     "sampa_elastic_steps_lost_total": {"cause"},
-    "sampa_queue_wait_seconds_sum": set(),
-    "sampa_queue_wait_seconds_count": set(),
+    "sampa_queue_wait_seconds_bucket": {"le"},
     "sampa_queue_oldest_seconds": set(),
     "sampa_http_request_duration_seconds_bucket": {"method", "route", "status", "le"},
     "sampa_http_request_duration_seconds_count": {"method", "route", "status"},
     "sampa_leader": set(),
+    "sampa_store_up": set(),
 }
 # What Ray says at its metrics ports, by the names that its reporter gives them.
 RAYS = {
