@@ -19,7 +19,7 @@ test-long: $(INSTALLED)  ## those with a real Ray that take a minute or more eac
 	$(RUN)/python -m pytest -m long --ignore tests/deploy
 
 test-deploy: $(DEPLOYED)  ## the manifests of deploy/, judged without a cluster; the CRDs of KubeRay in ../shared/kuberay-crds
-	$(RUN)/python -m pytest tests/deploy
+	$(RUN)/python -m pytest -rs tests/deploy
 
 lint: $(INSTALLED)  ## format, lint and types
 	$(RUN)/ruff format --check api service workers tests

@@ -8,6 +8,7 @@ from .consistency import reference_faults, variable_faults
 from .judge import faults
 from .manifests import ALL, DEPLOY, clusters, composed, manifests, of_kind, parsed, pods, the
 from .rules import GATES, ROCKSDB_GATE
+from .schemas import schema_faults
 
 
 @pytest.mark.parametrize("part", ALL)
@@ -147,5 +148,6 @@ def test_argocd_leaves_alone_what_the_autoscalers_set():
     (application,) = parsed((DEPLOY / "argocd" / "application.yaml").read_text())
     ignored = {path for one in application["spec"]["ignoreDifferences"] for path in one["jqPathExpressions"]}
     assert ignored == {".spec.workerGroupSpecs[].replicas", ".spec.workerGroupSpecs[].scaleStrategy", ".spec.replicas"}
+    assert schema_faults([application]) == []
     assert (DEPLOY.parent / application["spec"]["source"]["path"] / "kustomization.yaml").exists()
     assert "RespectIgnoreDifferences=true" in application["spec"]["syncPolicy"]["syncOptions"]

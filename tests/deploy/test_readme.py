@@ -14,6 +14,7 @@ from .manifests import ALL, COMPONENTS, DEPLOY, OVERLAYS, ROOT, examples, manife
 from .test_mistakes import MISTAKES
 
 TEXT = (DEPLOY / "README.md").read_text()
+VERBS = ("apply", "create", "exec", "get", "port-forward", "rollout")
 COMMANDS = [
     line[2:]
     for block in re.findall(r"^```console\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
@@ -71,15 +72,19 @@ def test_the_quick_path_applies_what_it_waits_for_and_asks():
     assert commands("kubectl", "--namespace", "sampa", "rollout")[0][5] == "deployment/sampa-api"
     assert the(documents, "Deployment", "sampa-api")
     assert commands("sampa") == [["sampa", "submit", "digits", "--follow"]]
+    (inside,) = commands("kubectl", "--namespace", "sampa", "exec")
+    assert inside[4] == "deployment/sampa-api"
+    assert option(inside, "--url") == f"http://127.0.0.1:{port['port']}"
     assert preset_of("digits")
     postgres = the(documents, "Service", "sampa-postgres")["metadata"]["name"]
     assert f"@{postgres}/sampa" in TEXT
 
 
 def test_kubectl_has_the_options_that_are_used():
-    for command in map(shlex.split, COMMANDS):
+    for whole in map(shlex.split, COMMANDS):
+        command = whole[: whole.index("--")] if "--" in whole else whole
         if command[0] == "kubectl":
-            words = [word for word in command[1:] if word in ("apply", "create", "get", "port-forward", "rollout")]
+            words = [word for word in command[1:] if word in VERBS]
             sub = {"create": ["create", "secret", "generic"], "rollout": ["rollout", "status"]}.get(words[0], words[:1])
             shown = subprocess.run(
                 [tool("kubectl"), *sub, "--help"], capture_output=True, text=True, check=True, timeout=60
