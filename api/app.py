@@ -19,7 +19,7 @@ from ..service.reconciler import Reconciler
 from ..service.settings import ServiceSettings
 from ..service.store import Store
 from . import bundles, health, jobs, problems, sweeps
-from .auth import OPEN_PATHS, BearerGate, token_in
+from .auth import OPEN_PATHS, BearerGate, token_of
 from .bodies import BodyLimit
 
 log = logging.getLogger("sampa.api")
@@ -63,7 +63,7 @@ def create_app(
         reconciler = Reconciler(app.state.store, launcher, settings)
     app.state.launcher, app.state.reconciler = launcher, reconciler
     app.add_middleware(BodyLimit)
-    app.add_middleware(BearerGate, token=token_in(settings.state_dir))
+    app.add_middleware(BearerGate, token=token_of(settings))
     app.include_router(jobs.router)
     app.include_router(sweeps.router)
     app.include_router(bundles.router)

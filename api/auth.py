@@ -1,4 +1,4 @@
-"""Who may ask: one bearer token per state directory, made by the server and readable by its owner alone."""
+"""Who may ask: whoever has the token, which is given, or made for a state directory, readable by its owner alone."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..service.settings import TOKEN_VARIABLE, ServiceSettings
 from .found import TOKEN_FILE
 from .problems import Problem
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/openapi.json"})
+
+
+def token_of(settings: ServiceSettings) -> str:
+    """Return the token that is given, or else that of the state directory; raises as ``token_in``."""
+    return settings.token.get_secret_value() if settings.token is not None else token_in(settings.state_dir)
 
 
 def token_in(state_dir: Path) -> str:
@@ -68,7 +74,7 @@ class BearerGate:
 
 
 def _refusal(request: Request) -> Problem:
-    where = "the server made one in its state directory, in the file token"
+    where = f"the server has it from {TOKEN_VARIABLE}, or made one in its state directory, in the file token"
     if "authorization" not in request.headers:
         detail = f"No token was sent; send the header Authorization: Bearer TOKEN ({where})."
         return Problem("unauthorized", detail, headers={"WWW-Authenticate": 'Bearer realm="sampa"'})

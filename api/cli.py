@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from ..service.specs import JobSpec
     from .client import Client
 
-DEFAULT_PORT = 8700
-
 app = typer.Typer(
     help="Train with SAMPa: sharpness-aware minimization at the price of SGD.",
     no_args_is_help=True,
@@ -80,21 +78,24 @@ def _root(
 
 @app.command()
 def serve(
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")] = DEFAULT_PORT,
+    host: Annotated[str | None, typer.Option(help="address to listen on; 127.0.0.1 when left out")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="port to listen on; 8700 when left out, 0 takes a free one")
+    ] = None,
     state_dir: StateDir = None,
     ray_address: RayAddress = None,
     store: Annotated[
         str | None, typer.Option(help="URL of the store; SQLite in the state directory when left out")
     ] = None,
-    max_running: Annotated[int, typer.Option(min=1, help="jobs that run at once")] = 2,
+    max_running: Annotated[int | None, typer.Option(min=1, help="jobs that run at once; 2 when left out")] = None,
 ) -> None:
-    """Run the API, with a local Ray unless --ray-address is given."""
+    """Run the API, with a local Ray unless --ray-address is given; settings may also be in the environment."""
     from .serve import CannotServe, serve_until_stopped
 
-    given = {"state_dir": state_dir, "ray_address": ray_address, "store_url": store, "max_running": max_running}
+    given = {"host": host, "port": port, "state_dir": state_dir, "ray_address": ray_address}
+    given |= {"store_url": store, "max_running": max_running}
     try:
-        serve_until_stopped({name: value for name, value in given.items() if value is not None}, host, port)
+        serve_until_stopped({name: value for name, value in given.items() if value is not None})
     except CannotServe as error:
         fail(str(error), BAD_INPUT)
 

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..service.settings import ServiceSettings
+from ..service.settings import STATE_DIR_VARIABLE, ServiceSettings
 
 SERVER_FILE = "server.json"
 TOKEN_FILE = "token"
@@ -27,7 +27,8 @@ def find_server(url: str | None, token: str | None, state_dir: Path | None) -> F
 
     The token of a directory that nobody named goes to no other server than the directory's own.
     """
-    folder = ServiceSettings(**({"state_dir": state_dir} if state_dir else {})).state_dir
+    named = state_dir or os.environ.get(STATE_DIR_VARIABLE)
+    folder = ServiceSettings(**({"state_dir": named} if named else {})).state_dir
     own = _written_url(folder) or DEFAULT_URL
     theirs = state_dir is None and url not in (None, own)
     return Found(url or own, token or ("" if theirs else _written_token(folder)))

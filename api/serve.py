@@ -29,21 +29,19 @@ class CannotServe(Exception):
     """Why the server can't start, in one sentence."""
 
 
-def serve_until_stopped(given: Mapping[str, Any], host: str, port: int) -> None:
+def serve_until_stopped(given: Mapping[str, Any]) -> None:
     """Serve until SIGINT or SIGTERM; a second one ends the process at once.
 
     Args:
-        given: Fields of ServiceSettings.
-        host: Address to listen on.
-        port: Port to listen on; 0 takes a free one.
+        given: Fields of ServiceSettings that win over the environment.
 
     Raises:
         CannotServe: If the settings, the address or the state directory can't be used.
     """
     _log_to_stderr()
-    listener = _listen(host, port)
     try:
-        settings = ServiceSettings(**given)
+        settings = ServiceSettings.from_environment(**given)
+        listener = _listen(settings.host, settings.port)
         settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         store = Store(settings.store_url)
         store.migrate()  # here, where a store that can't be used is one sentence

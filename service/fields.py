@@ -60,12 +60,17 @@ def find(model: type[BaseModel] | None, location: Location) -> Place:
             continue
         fields = {field.alias or name: field for name, field in choices[0].model_fields.items()}
         siblings = tuple(fields)
-        field = fields.get(str(part)) or choices[0].model_fields.get(str(part))
+        field = fields.get(str(part)) or choices[0].model_fields.get(str(part)) or _aliased(choices[0], part)
         choices = list(_models_of(field)) if field else []
         if field:
             description, tag = field.description or "", str(field.discriminator or "")
             named = list(_models_named(field.annotation))
     return Place(tuple(path), siblings, description)
+
+
+def _aliased(model: type[BaseModel], part: str | int) -> FieldInfo | None:
+    """Return the field that has this name in the environment."""
+    return next((field for field in model.model_fields.values() if field.validation_alias == part), None)
 
 
 def _models_of(field: FieldInfo) -> Iterable[type[BaseModel]]:

@@ -181,8 +181,8 @@ def find_token(environment: Mapping[str, str] = os.environ) -> str | None:
     """Return the token for a Ray cluster that is not ours, from where Ray itself looks for it, in Ray's order."""
     if token := environment.get("RAY_AUTH_TOKEN"):
         return token
-    path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token")
     try:
-        return path.read_text().strip() or None
-    except OSError:
+        return path.expanduser().read_text().strip() or None
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
         return None

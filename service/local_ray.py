@@ -28,7 +28,7 @@ import psutil
 
 from .launcher import Content, Launcher, LaunchRefused, NoRay, RayJobs, RayUnreachable, find_token
 from .room import Node
-from .settings import ServiceSettings
+from .settings import TOKEN_VARIABLE, ServiceSettings
 
 HOST = "127.0.0.1"
 START_DEADLINE_S = 90.0
@@ -219,8 +219,8 @@ def _command(temp_dir: Path) -> tuple[list[str], str]:
 
 
 def _environment(token_path: Path) -> dict[str, str]:
-    """Return ours, without what would make the new Ray join another one, and with its token."""
-    foreign = {"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_CONFIG_JSON_ENV_VAR"}
+    """Return ours, without what would make the new Ray join another one, and with its token; the API's stays here."""
+    foreign = {"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_CONFIG_JSON_ENV_VAR", TOKEN_VARIABLE}
     kept = {name: value for name, value in os.environ.items() if name not in foreign}
     ours = {
         "RAY_AUTH_MODE": "token",

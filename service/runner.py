@@ -55,7 +55,7 @@ class Train(Protocol):
 
 def main() -> int:
     """Run the job named on the command line, and return the exit code."""
-    job_id, attempt, settings = sys.argv[1], int(os.environ[ATTEMPT_VARIABLE]), ServiceSettings()
+    job_id, attempt, settings = sys.argv[1], int(os.environ[ATTEMPT_VARIABLE]), ServiceSettings.from_environment()
     told = Told([signal.SIGTERM])
     store = Store(settings.store_url)
     try:

@@ -2,32 +2,73 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, AliasGenerator, BeforeValidator, ConfigDict, Field, SecretStr
 
 from ..workers.settings import Settings
 from .bundles import BundleLimits
 
 STATE_DIR_VARIABLE = "SAMPA_STATE_DIR"
 STORE_URL_VARIABLE = "SAMPA_STORE_URL"
+TOKEN_VARIABLE = "SAMPA_TOKEN"
 ATTEMPT_VARIABLE = "SAMPA_ATTEMPT"  # tells a runner which attempt at its job it is
 
-AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+
+def variable_of(field: str) -> str:
+    """Return the name of a setting in the environment."""
+    return f"SAMPA_{field.upper()}"
+
+
+def _from_json(value: object) -> object:
+    """Return what a variable holds as JSON; whatever is no text stays."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        raise ValueError(f"must be JSON, which fails at column {error.colno}") from None
+
+
+def _fit_for_a_header(token: SecretStr) -> SecretStr:
+    text = token.get_secret_value().strip()  # files that secrets come from tend to end with a line break
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("must be printable ASCII characters without a space")
+    return SecretStr(text)
+
+
+def _sqlite_url(fields: dict[str, Any]) -> str:
+    return f"sqlite:///{fields.get('state_dir', '')}/sampa.db"
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:  # a container's user may have none
+        raise ValueError(f"there is no home directory for {path}; give an absolute path") from None
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+Token = Annotated[SecretStr, AfterValidator(_fit_for_a_header)]
 
 
 class ServiceSettings(Settings):
-    """The settings of one service: of its API processes, its reconciler and its runners."""
+    """The settings of one service: of its API processes, its reconciler and its runners.
+
+    Each may be given by its name, or as ``SAMPA_<NAME>``, under which errors name it then; see ``from_environment``.
+    """
+
+    model_config = ConfigDict(
+        alias_generator=AliasGenerator(validation_alias=variable_of), hide_input_in_errors=True, validate_default=True
+    )
 
     state_dir: AbsolutePath = Field(
-        default_factory=lambda: Path(os.environ.get(STATE_DIR_VARIABLE) or "~/.sampa"),
-        validate_default=True,
-        description="the store, the token, the jobs' checkpoints and models",
+        default=Path("~/.sampa"), description="the store, the token, the jobs' checkpoints and models"
     )
     store_url: str = Field(
-        default_factory=lambda fields: os.environ.get(STORE_URL_VARIABLE) or _sqlite_url(fields),
+        default_factory=_sqlite_url,
         description="an SQLAlchemy URL; SQLite in the state directory when left out",
     )
     ray_address: Annotated[str, Field(pattern=r"^https?://")] | None = Field(
@@ -37,13 +78,37 @@ class ServiceSettings(Settings):
     max_running: Annotated[int, Field(ge=1)] = Field(
         default=2, description="jobs that run at once; the others wait in order"
     )
-    bundles: BundleLimits = Field(default=BundleLimits(), description="how large the users' own code may be")
+    bundles: Annotated[BundleLimits, BeforeValidator(_from_json)] = Field(
+        default=BundleLimits(), description="how large the users' own code may be; in the environment as JSON"
+    )
     poll_s: Annotated[float, Field(gt=0)] = Field(default=0.5, description="seconds between two looks at the jobs")
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        default=8700, description="port to listen on; 0 takes a free one"
+    )
+    token: Token | None = Field(
+        default=None,
+        description="what clients of the API must send; made, and kept in the state directory, when left out",
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="`json` writes one object a line, also for each request but those of probes"
+    )
+    drain_s: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="seconds after SIGTERM in which requests are still served, but `/readyz` says no"
+    )
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ, **given: Any) -> Self:
+        """Return the settings that are given, and the others as the environment has them; an empty variable is none.
+
+        Raises:
+            pydantic.ValidationError: If one is wrong; it names what came from the environment by its variable.
+        """
+        others = {
+            variable_of(name): environment.get(variable_of(name)) for name in cls.model_fields if name not in given
+        }
+        return cls(**given, **{name: value for name, value in others.items() if value})
 
     def job_dir(self, job_id: str) -> Path:
         """Return the folder of one job: checkpoints/, model.safetensors and result.json lie there."""
         return self.state_dir / "jobs" / job_id
-
-
-def _sqlite_url(fields: dict[str, Any]) -> str:
-    return f"sqlite:///{fields.get('state_dir', '')}/sampa.db"

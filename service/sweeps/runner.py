@@ -21,7 +21,7 @@ from ..told import Told
 
 def main() -> int:
     """Run the sweep named on the command line, and return the exit code."""
-    sweep_id, attempt, settings = sys.argv[1], int(os.environ[ATTEMPT_VARIABLE]), ServiceSettings()
+    sweep_id, attempt, settings = sys.argv[1], int(os.environ[ATTEMPT_VARIABLE]), ServiceSettings.from_environment()
     told = Told([signal.SIGTERM])
     store = Store(settings.store_url)
     try:

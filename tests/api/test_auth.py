@@ -7,8 +7,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import SecretStr
+from sampa.api.app import create_app
 from sampa.api.auth import token_in
+from sampa.service.settings import ServiceSettings
+from sampa.service.store import Store
 
+from .conftest import AppTransport
+from .fakes import IdleReconciler
 from .test_problems import problem
 
 
@@ -62,3 +68,16 @@ def test_the_scheme_is_read_in_any_case(stranger: httpx.Client, token: str) -> N
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/openapi.json"])
 def test_health_and_description_need_no_token(stranger: httpx.Client, path: str) -> None:
     assert stranger.get(path).status_code == 200
+
+
+def test_a_token_that_is_given_is_the_one_and_no_file_is_made(
+    settings: ServiceSettings, store: Store, reconciler: IdleReconciler
+) -> None:
+    given = settings.model_copy(update={"token": SecretStr("of-a-secret")})
+    app = create_app(given, store, reconciler)
+    with httpx.Client(transport=AppTransport(app), base_url="http://sampa.test") as http:
+        assert http.get("/v1/jobs", headers={"Authorization": "Bearer of-a-secret"}).status_code == 200
+        refused = http.get("/v1/jobs", headers={"Authorization": "Bearer of-another"})
+    assert "SAMPA_TOKEN" in problem(refused, 401, "unauthorized")["detail"]
+    assert "of-a-secret" not in refused.text
+    assert not (settings.state_dir / "token").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -125,6 +126,14 @@ def test_a_wrong_setting_is_one_sentence(tmp_path: Path, option: str, value: str
     assert ended.stderr.startswith("error: ")
     assert word in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+def test_a_wrong_variable_is_one_sentence_that_names_it(tmp_path: Path) -> None:
+    environment = {**os.environ, "SAMPA_STATE_DIR": str(tmp_path / "s"), "SAMPA_PORT": "tcp://10.0.0.1:8700"}
+    ended = subprocess.run([*SAMPA, "serve"], capture_output=True, text=True, check=False, timeout=30, env=environment)
+    assert ended.returncode == 2
+    assert ended.stderr == 'error: SAMPA_PORT must be a valid integer, but is "tcp://10.0.0.1:8700"\n'
+    assert not (tmp_path / "s").exists()
 
 
 def test_without_ray_it_lives_but_is_not_ready(tmp_path: Path) -> None:

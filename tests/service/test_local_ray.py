@@ -59,6 +59,12 @@ def test_one_that_does_not_answer_is_not_found(tmp_path: Path, sleeper: psutil.P
     assert local_ray.find(tmp_path) is None
 
 
+def test_it_starts_without_what_is_the_apis_alone_or_of_another_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SAMPA_TOKEN", "RAY_ADDRESS"):
+        monkeypatch.setenv(name, "secret")
+    assert not {"SAMPA_TOKEN", "RAY_ADDRESS"} & local_ray._environment(Path("token")).keys()
+
+
 def test_another_process_with_the_same_number_is_neither_taken_for_ray_nor_ended(
     tmp_path: Path, sleeper: psutil.Process
 ) -> None:
