@@ -18,9 +18,10 @@ from ..service.launcher import Launcher
 from ..service.reconciler import Reconciler
 from ..service.settings import ServiceSettings
 from ..service.store import Store
-from . import bundles, health, jobs, problems, sweeps
+from . import bundles, health, jobs, metrics, problems, sweeps
 from .auth import OPEN_PATHS, BearerGate, token_of
 from .bodies import BodyLimit
+from .requests import Escort
 
 log = logging.getLogger("sampa.api")
 PASS_DEADLINE_S = 25.0  # after which a pass of the reconciler is left to itself; one that starts Ray takes this long
@@ -44,7 +45,8 @@ def create_app(
     given needs no launcher.
 
     Its lifespan brings the store up to date and runs the reconciler, which finds or starts the local Ray when the
-    settings give no Ray address. ``app.state.stop`` ends the streams and the reconciler when it is set.
+    settings give no Ray address. ``app.state.stop`` ends the streams and the reconciler when it is set; before that,
+    ``app.state.draining`` says that the server is not ready any more.
     """
     app = FastAPI(
         title="sampa",
@@ -56,18 +58,22 @@ def create_app(
         redirect_slashes=False,
         separate_input_output_schemas=False,
     )
-    app.state.settings, app.state.stop = settings, threading.Event()
+    app.state.settings, app.state.stop, app.state.draining = settings, threading.Event(), threading.Event()
     app.state.store = store or Store(settings.store_url)
     if reconciler is None:
         launcher = launcher or local_ray.connect(settings)
         reconciler = Reconciler(app.state.store, launcher, settings)
     app.state.launcher, app.state.reconciler = launcher, reconciler
+    app.state.metrics = metrics.Metrics(app.state.store, reconciler)
     app.add_middleware(BodyLimit)
     app.add_middleware(BearerGate, token=token_of(settings))
+    logs = settings.log_format == "json"
+    app.add_middleware(Escort, metrics=app.state.metrics, draining=app.state.draining, logs=logs)
     app.include_router(jobs.router)
     app.include_router(sweeps.router)
     app.include_router(bundles.router)
     app.include_router(health.router)
+    app.include_router(metrics.router)
     problems.install(app)
     app.openapi = _described(app)  # type: ignore[method-assign]
     return app

@@ -14,7 +14,7 @@ from ..service.settings import TOKEN_VARIABLE, ServiceSettings
 from .found import TOKEN_FILE
 from .problems import Problem
 
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/openapi.json"})
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/openapi.json"})
 
 
 def token_of(settings: ServiceSettings) -> str:

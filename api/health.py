@@ -19,7 +19,10 @@ async def livez() -> Response:
 
 @router.get("/readyz", response_model=Health, summary="Say whether jobs can run", responses=documented("not-ready"))
 def readyz(request: Request) -> Response:
-    """Look at the store and at Ray."""
+    """Look at the store and at Ray; a server that was told to end is not ready, though it still answers."""
+    if request.app.state.draining.is_set():
+        ending = {"server": "is ending and takes no more clients; those that it has are served until then"}
+        raise Problem("not-ready", f"Not ready: the server {ending['server']}.", checks=ending)
     checks = {"store": "ok" if request.app.state.store.reachable() else "does not answer"}
     checks |= request.app.state.reconciler.health()
     missing = [f"{name} {word}" for name, word in checks.items() if word != "ok"]

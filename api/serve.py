@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Mapping
 from types import FrameType
 from typing import Any
@@ -15,11 +16,13 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-from ..service.settings import ServiceSettings
+from ..service.settings import ServiceSettings, variable_of
 from ..service.store import Store, StoreError
 from .app import create_app
+from .command import BAD_INPUT
 from .faults import faults_of, summary
 from .found import erase, write_down
+from .logs import to_stderr
 
 log = logging.getLogger("sampa.serve")
 STREAMS_DEADLINE_S = 3  # whole seconds after which a request still open at the end is cut off
@@ -32,13 +35,33 @@ class CannotServe(Exception):
 def serve_until_stopped(given: Mapping[str, Any]) -> None:
     """Serve until SIGINT or SIGTERM; a second one ends the process at once.
 
+    Where the log is in JSON, so is what keeps it from serving, and the process ends with BAD_INPUT.
+
     Args:
         given: Fields of ServiceSettings that win over the environment.
 
     Raises:
         CannotServe: If the settings, the address or the state directory can't be used.
     """
-    _log_to_stderr()
+    log_format = os.environ.get(variable_of("log_format"), "text")
+    to_stderr(log_format)
+    try:
+        settings, url, listener, app = _prepared(given)
+    except CannotServe as error:
+        if log_format != "json":
+            raise
+        log.critical("%s", error)
+        sys.exit(BAD_INPUT)
+    log.info("serving at %s, state in %s, pid %d", url, settings.state_dir, os.getpid())
+    try:
+        _Server(app, settings.drain_s).run(sockets=[listener])
+    finally:
+        erase(settings.state_dir)
+    log.info("stopped")
+
+
+def _prepared(given: Mapping[str, Any]) -> tuple[ServiceSettings, str, socket.socket, FastAPI]:
+    """Return all that is needed to serve; raises CannotServe."""
     try:
         settings = ServiceSettings.from_environment(**given)
         listener = _listen(settings.host, settings.port)
@@ -52,18 +75,17 @@ def serve_until_stopped(given: Mapping[str, Any]) -> None:
         raise CannotServe(summary(faults_of(ServiceSettings, error))) from error
     except (OSError, ValueError, StoreError) as error:
         raise CannotServe(str(error)) from error
-    log.info("serving at %s, state in %s, pid %d", url, settings.state_dir, os.getpid())
-    try:
-        _Server(app).run(sockets=[listener])
-    finally:
-        erase(settings.state_dir)
-    log.info("stopped")
+    return settings, url, listener, app
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn that ends open streams first, and leaves at once on the second signal."""
+    """Uvicorn that drains on SIGTERM, then ends open streams first, and leaves at once on the second signal.
 
-    def __init__(self, app: FastAPI) -> None:
+    While it drains, it serves as ever but says that it is not ready: whoever sends it requests needs time to learn
+    that. Streams end after it, so that their readers find another server.
+    """
+
+    def __init__(self, app: FastAPI, drain_s: float) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -74,15 +96,29 @@ class _Server(uvicorn.Server):
                 timeout_graceful_shutdown=STREAMS_DEADLINE_S,
             )
         )
-        self._ending = app.state.stop
+        self._draining, self._ending, self._drain_s = app.state.draining, app.state.stop, drain_s
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:
-            os.write(2, b"stopped at once\n")
+        if self._draining.is_set():
+            log.warning("stopped at once")
             os._exit(128 + sig)
+        self._draining.set()
+        drain_s = self._drain_s if sig == signal.SIGTERM else 0.0
+        log.info("stopping on %s%s; once more stops at once", signal.Signals(sig).name, _after(drain_s))
+        if drain_s:
+            timer = threading.Timer(drain_s, self._end)
+            timer.daemon = True
+            timer.start()
+        else:
+            self._end()
+
+    def _end(self) -> None:
         self._ending.set()
         self.should_exit = True
-        log.info("stopping on %s; once more stops at once", signal.Signals(sig).name)
+
+
+def _after(drain_s: float) -> str:
+    return f" after {drain_s:g} s in which requests are still served" if drain_s else ""
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -104,11 +140,3 @@ def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}"
-
-
-def _log_to_stderr() -> None:
-    """Write what we and others have to say to stderr; of requests and migrations, only what went wrong."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("sampa").setLevel(logging.INFO)

@@ -22,7 +22,7 @@ from enum import StrEnum
 from .launcher import OVER, Launcher, LaunchRefused, NoRay
 from .records import Job, MoveRefused, StoreUnavailable, Superseded, Sweep
 from .settings import ATTEMPT_VARIABLE, STATE_DIR_VARIABLE, STORE_URL_VARIABLE, ServiceSettings
-from .states import STOPPED_AS, State
+from .states import STOPPED_AS, Kind, State
 from .store import Store
 
 LOSSES_ALLOWED = 10
@@ -172,6 +172,8 @@ class Reconciler:
 
     def _do(self, decision: Decision, job: Launched, ray_says: str | None) -> None:
         move = self._store.move
+        if decision is not Decision.KEEP:
+            log.info("%s %s: %s", _kind(job), job.id, decision, extra=_about(job))
         match decision:
             case Decision.STOP:
                 self._launcher.stop(submission_id(job))
@@ -217,6 +219,7 @@ class Reconciler:
         entrypoint = f"exec {shlex.quote(sys.executable)} -m {module} {job.id}"
         self._launcher.submit(submission_id(job), entrypoint, env, self._carried(job), job.spec.pip)
         self._store.mark_launched(job.id, job.attempt)
+        log.info("%s %s: attempt %d is with Ray", _kind(job), job.id, job.attempt, extra=_about(job))
 
     def _carried(self, job: Launched) -> str:
         """Give the job's bundle to Ray, which may have lost it with its cluster, and return its address there."""
@@ -227,6 +230,15 @@ class Reconciler:
         if self._health[part] != word:
             log.log(logging.INFO if word == "ok" else logging.WARNING, "%s: %s", part, word)
         self._health = {**self._health, part: word}
+
+
+def _kind(job: Launched) -> Kind:
+    return Kind.SWEEP if isinstance(job, Sweep) else Kind.JOB
+
+
+def _about(job: Launched) -> dict[str, object]:
+    """Return what a line in the log is about."""
+    return {"job": job.id, "attempt": job.attempt}
 
 
 def _unless_refused(work: Callable[[Launched], None], job: Launched) -> str:

@@ -252,7 +252,9 @@ def advance(progress: dict[str, Any], kind: str, data: dict[str, Any]) -> dict[s
         return {**progress, **{name: data[name] for name in ("steps", "steps_per_epoch") if name in data}}
     if kind in {"metrics", "evaluation"}:
         names = ("step", *SHOWN) if kind == "metrics" else ("accuracy",)
-        return {**progress, **{name: data[name] for name in names if name in data}}
+        spent = data.get("seconds") or {}
+        exchange = {"exchange_seconds": spent["exchange"]} if kind == "metrics" and "exchange" in spent else {}
+        return {**progress, **{name: data[name] for name in names if name in data}, **exchange}
     if kind == "elastic":
         return {**progress, "workers": data["workers_after"]}
     return progress

@@ -15,6 +15,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from .bundle_table import BundleTable
+from .census import Census
 from .migrations import upgrade
 from .records import (
     Changed,
@@ -86,6 +87,7 @@ class Store:
     Attributes:
         bundles: The users' own code.
         sweeps: Sweeps and their trials.
+        census: How much there is of what.
 
     Raises:
         ValueError: If the URL names another kind of database.
@@ -97,6 +99,7 @@ class Store:
         self.url = self._engine.url.render_as_string(hide_password=True)
         self.bundles = BundleTable(self._read, self._write)
         self.sweeps = SweepTable(self._read, self._write)
+        self.census = Census(self._read)
 
     def migrate(self) -> None:
         """Bring the tables to the layout of this version; safe when several processes do it at once.

@@ -21,6 +21,7 @@ from ..service.zips import zip_of
 ROUTES = {
     ("get", "/livez"),
     ("get", "/readyz"),
+    ("get", "/metrics"),
     ("post", "/v1/jobs"),
     ("get", "/v1/jobs"),
     ("get", "/v1/jobs/{job_id}"),

@@ -298,6 +298,7 @@ def test_only_the_attempt_of_a_living_job_is_due(store: Store, job: Job) -> None
     [
         ("task", {"steps": 9, "parameters": 5}, {"loss": 1, "steps": 9}),
         ("metrics", {"step": 3, "epoch": 0.5, "loss": 2, "gradient_norm": 4}, {"step": 3, "epoch": 0.5, "loss": 2}),
+        ("metrics", {"step": 3, "seconds": {"exchange": 0.25}}, {"step": 3, "loss": 1, "exchange_seconds": 0.25}),
         ("evaluation", {"step": 3, "loss": 5, "accuracy": 0.5}, {"loss": 1, "accuracy": 0.5}),
         ("elastic", {"cause": "join", "step": 3, "workers_after": 2}, {"loss": 1, "workers": 2}),
         ("log", {"line": "x"}, {"loss": 1}),
