@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from sampa.api.client import Client
 from sampa.service.states import State
 
 from .conftest import SPEC
@@ -102,6 +104,32 @@ def test_two_submits_at_once_with_one_key_are_one_job(server: ServerProcess) -> 
         assert len(ids) == 1
         assert len(others) == 8
         assert len(list(client.jobs())) == 9
+
+
+def test_several_that_start_at_once_on_a_new_state_directory_share_one_store_and_one_token(tmp_path: Path) -> None:
+    count, log = 4, tmp_path / "log"
+    options = ["--port", "0", "--state-dir", str(tmp_path / "state"), "--ray-address", "http://127.0.0.1:1"]
+    with log.open("ab") as output:
+        processes = [subprocess.Popen([*SAMPA, "serve", *options], stderr=output) for _ in range(count)]
+    try:
+        found = until(lambda: _all_serving(log, count), f"{count} servers to serve", 60)
+        token = (tmp_path / "state" / "token").read_text().strip()
+        ids = set()
+        for url in found:
+            with Client(url, token) as client:
+                client.submit(SPEC)
+                ids.add(frozenset(job["id"] for job in client.jobs()))
+        assert sorted(map(len, ids)) == [1, 2, 3, 4]
+        assert "Traceback" not in log.read_text()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait(10)
+
+
+def _all_serving(log: Path, count: int) -> list[str] | None:
+    found = re.findall(r"serving at (\S+),", log.read_text())
+    return found if len(found) == count else None
 
 
 def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:

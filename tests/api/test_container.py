@@ -1,0 +1,221 @@
+"""The server as a container runs it: settings from the environment alone, another user, nothing to write but its state.
+
+Where the machine allows it, the file system is read-only but for /tmp and the state directory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from httpx_sse import connect_sse
+from sampa.api.client import Client
+from sampa.service.states import State
+from sampa.service.store import Store
+
+from .conftest import SPEC
+from .fakes import fake_ray
+from .processes import SAMPA, until
+
+USER = 10001
+READY_S = 30.0  # the budget of a startup probe
+DRAIN_S = 4.0
+END_S = DRAIN_S + 30.0  # the least grace that deployments are told to give
+TOKEN = "of-a-secret-0123456789"
+READ_ONLY = """
+mount --bind /tmp /tmp && mount -o remount,bind,ro / &&
+exec setpriv --reuid {user} --regid {user} --clear-groups --no-new-privs --bounding-set -all "$@"
+"""
+PREFIXES = (
+    ["unshare", "--mount", "sh", "-c", READ_ONLY.format(user=USER), "sh"],
+    ["setpriv", "--reuid", str(USER), "--regid", str(USER), "--clear-groups"],
+)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return what the image would set, and no more; there is no home."""
+    path = os.pathsep.join(
+        str(Path(one).absolute()) for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one
+    )
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": path, **more}
+
+
+@pytest.fixture(scope="module")
+def prefix() -> list[str]:
+    """What goes before a command, so that it can do as little as possible here."""
+    look = [sys.executable, "-c", "import sampa.api.serve"]
+    for prefix in PREFIXES if os.getuid() == 0 else ():
+        if shutil.which(prefix[0]) is None:
+            continue
+        tried = subprocess.run(
+            [*prefix, *look], env=environment(), cwd="/", capture_output=True, check=False, timeout=60
+        )
+        if tried.returncode == 0:
+            return prefix
+    return []
+
+
+@pytest.fixture
+def state_dir(prefix: list[str]) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="sampa-container-"))
+    if prefix:
+        os.chown(folder, USER, USER)
+    yield folder
+    shutil.rmtree(folder)
+
+
+class Container:
+    """A server process and what it has said."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process, self.log = process, log
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return what it has said; each line of it is JSON."""
+        return [json.loads(line) for line in self.log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+    def said(self, pattern: str) -> re.Match[str] | None:
+        assert self.process.poll() is None, self.log.read_text()
+        return next(filter(None, (re.search(pattern, line["message"]) for line in self.lines())), None)
+
+    def url(self) -> str:
+        return str(until(lambda: self.said(r"serving at (\S+),"), "the server to say where it is")[1])
+
+
+@contextmanager
+def container(prefix: list[str], state_dir: Path, log: Path, **settings: str) -> Iterator[Container]:
+    variables = {
+        "SAMPA_STATE_DIR": str(state_dir),
+        "SAMPA_HOST": "0.0.0.0",
+        "SAMPA_PORT": "0",
+        "SAMPA_TOKEN": TOKEN,
+        "SAMPA_LOG_FORMAT": "json",
+        "SAMPA_DRAIN_S": str(DRAIN_S),
+        "SAMPA_POLL_S": "0.05",
+        **settings,
+    }
+    with log.open("wb") as output:
+        command = [*prefix, *SAMPA, "serve"]
+        process = subprocess.Popen(command, env=environment(**variables), stdout=output, stderr=output, cwd="/")
+    try:
+        yield Container(process, log)
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def ask(url: str) -> httpx.Response | None:
+    try:
+        return httpx.get(url, trust_env=False, timeout=10)
+    except httpx.TransportError:
+        return None
+
+
+def ready(url: str) -> bool | None:
+    answer = ask(f"{url}/readyz")
+    return (answer is not None and answer.is_success) or None
+
+
+def test_it_lives_and_ends_as_a_container_should(prefix: list[str], state_dir: Path, tmp_path: Path) -> None:
+    with (
+        fake_ray() as (ray_url, submissions),
+        container(prefix, state_dir, tmp_path / "log", SAMPA_RAY_ADDRESS=ray_url) as served,
+    ):
+        url = served.url()
+        until(lambda: ready(url), "the server to be ready", READY_S)
+        with Client(url, TOKEN) as client:
+            job_id = client.submit(SPEC)["id"]
+            until(lambda: submissions or None, "the job to be with Ray")
+            until(lambda: served.said(f"{job_id}: attempt 1 is with Ray"), "a line about it")
+            reader = StreamReader(url, job_id)
+            until(lambda: reader.events or None, "the stream to begin")
+
+            served.process.send_signal(signal.SIGTERM)
+            until(lambda: served.said("stopping on SIGTERM after 4 s"), "the signal to be seen")
+            answer = httpx.get(f"{url}/readyz", trust_env=False)
+            assert answer.status_code == 503
+            assert "the server is ending" in answer.json()["detail"]
+            assert answer.headers["connection"] == "close"
+            assert httpx.get(f"{url}/livez", trust_env=False).status_code == 200
+            assert client.submit({**SPEC, "name": "while-it-drains"})["state"] == "QUEUED"
+            assert reader.going, "streams go on while others may still come here"
+        assert served.process.wait(END_S) == 0
+        reader.join()
+        assert reader.clean, "the stream was ended, not cut off"
+
+    assert {one["status"] for one in submissions.values()} == {"RUNNING"}
+    store = Store(f"sqlite:///{state_dir}/sampa.db")
+    assert store.job(job_id).state is State.STARTING
+    store.close()
+    lines = served.lines()
+    about = [line for line in lines if line.get("job") == job_id]
+    assert {("sampa.service.reconciler", 1), ("sampa.requests", None)} <= {
+        (line["logger"], line.get("attempt")) for line in about
+    }
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    assert lines[-1]["message"] == "stopped"
+    assert TOKEN not in served.log.read_text()
+    assert not (state_dir / "token").exists()
+    assert {path.stat().st_uid for path in state_dir.iterdir()} == {USER if prefix else os.getuid()}
+
+
+def test_the_second_signal_ends_it_while_it_drains(prefix: list[str], state_dir: Path, tmp_path: Path) -> None:
+    settings = {"SAMPA_RAY_ADDRESS": "http://127.0.0.1:1", "SAMPA_DRAIN_S": "600"}
+    with container(prefix, state_dir, tmp_path / "log", **settings) as served:
+        url = served.url()
+        until(lambda: ask(f"{url}/livez"), "an answer")
+        served.process.send_signal(signal.SIGTERM)
+        until(lambda: served.said("stopping on SIGTERM"), "the signal to be seen")
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(10) == 128 + signal.SIGTERM
+    assert served.lines()[-1]["message"] == "stopped at once"
+
+
+def test_what_keeps_it_from_serving_is_a_line_of_json(prefix: list[str], state_dir: Path, tmp_path: Path) -> None:
+    with container(prefix, state_dir, tmp_path / "log", SAMPA_MAX_RUNNING="many") as served:
+        assert served.process.wait(READY_S) == 2
+    [line] = served.lines()
+    assert (line["level"], line["logger"]) == ("CRITICAL", "sampa.serve")
+    assert line["message"] == 'SAMPA_MAX_RUNNING must be a valid integer, but is "many"'
+
+
+class StreamReader:
+    """Someone who follows a job."""
+
+    def __init__(self, url: str, job_id: str) -> None:
+        self._url = f"{url}/v1/jobs/{job_id}/events"
+        self.events: list[str] = []
+        self.clean = False
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    @property
+    def going(self) -> bool:
+        return self._thread.is_alive()
+
+    def join(self) -> None:
+        self._thread.join(10)
+        assert not self.going
+
+    def _read(self) -> None:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        with (
+            httpx.Client(headers=headers, trust_env=False, timeout=60) as http,
+            connect_sse(http, "GET", self._url) as source,
+        ):
+            for event in source.iter_sse():
+                self.events.append(event.event)
+            self.clean = True
