@@ -32,7 +32,7 @@ from .processes import SAMPA, until
 
 USER = 10001
 READY_S = 30.0  # the budget of a startup probe
-DRAIN_S = 4.0
+DRAIN_S = 6.0
 END_S = DRAIN_S + 30.0  # the least grace that deployments are told to give
 TOKEN = "of-a-secret-0123456789"
 READ_ONLY = """
@@ -144,7 +144,7 @@ def test_it_lives_and_ends_as_a_container_should(prefix: list[str], state_dir: P
             until(lambda: reader.events or None, "the stream to begin")
 
             served.process.send_signal(signal.SIGTERM)
-            until(lambda: served.said("stopping on SIGTERM after 4 s"), "the signal to be seen")
+            until(lambda: served.said("stopping on SIGTERM after 6 s"), "the signal to be seen")
             answer = httpx.get(f"{url}/readyz", trust_env=False)
             assert answer.status_code == 503
             assert "the server is ending" in answer.json()["detail"]

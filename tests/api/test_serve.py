@@ -112,7 +112,7 @@ def test_several_that_start_at_once_on_a_new_state_directory_share_one_store_and
     with log.open("ab") as output:
         processes = [subprocess.Popen([*SAMPA, "serve", *options], stderr=output) for _ in range(count)]
     try:
-        found = until(lambda: _all_serving(log, count), f"{count} servers to serve", 60)
+        found = until(lambda: _all_serving(log, count), f"{count} servers to serve", 120)
         token = (tmp_path / "state" / "token").read_text().strip()
         ids = set()
         for url in found:

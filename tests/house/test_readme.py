@@ -11,7 +11,9 @@ from typing import get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 from sampa.api.cli_sweeps import COMMANDS
+from sampa.service.settings import ServiceSettings, variable_of
 from sampa.service.specs import JobSpec
 from sampa.service.states import TRIAL_MOVES
 from sampa.service.sweeps.schedulers import AnyScheduler
@@ -20,6 +22,8 @@ from sampa.service.sweeps.spec import SweepSpec
 from sampa.workers.models.choice import BUILT_IN as NETWORKS
 from sampa.workers.models.choice import ModelChoice
 from sampa.workers.tasks import BUILT_IN
+
+from ..api.test_metrics import NAMES as METRICS
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()
@@ -84,6 +88,27 @@ def test_every_built_in_task_network_and_parameter_is_named():
         assert own <= set(re.findall(r"`(\w+)`", row)), task
     choices = re.search(r"take a `model`: (.*?), or\n", TEXT, re.DOTALL)[1]
     assert set(re.findall(r"`(.+?)`", choices)) == set(NETWORKS)
+
+
+def test_the_settings_are_those_of_the_service():
+    def default(field):
+        if field.default is None or field.default_factory is not None:
+            return " "
+        value = field.default
+        shown = value.model_dump_json() if isinstance(value, BaseModel) else value
+        return f" `{shown:g}` " if isinstance(shown, float) else f" `{shown}` "
+
+    rows = [line for line in section("Settings of the server").splitlines() if line.startswith("| `SAMPA_")]
+    assert rows == [
+        f"| `{variable_of(name)}` |{default(field)}| {field.description} |"
+        for name, field in ServiceSettings.model_fields.items()
+    ]
+
+
+def test_the_metrics_are_those_that_there_are():
+    rows = [line for line in section("Settings of the server").splitlines() if line.startswith("| `sampa_")]
+    named = {name for row in rows for name in re.findall(r"`(sampa_\w+)`", row.split("|")[1])}
+    assert {name.removesuffix("_total") for name in named} == METRICS
 
 
 @pytest.mark.ray
