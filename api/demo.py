@@ -7,6 +7,7 @@ table. What it leaves in ``demo/`` can be looked at with the command line, and i
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
 import statistics
@@ -67,7 +68,8 @@ def _serving(state_dir: Path, console: Console) -> Iterator[Client]:
     state_dir.mkdir(parents=True)
     command = [sys.executable, "-m", "sampa.api.cli", "serve", "--port", "0", "--max-running", "1"]
     with (state_dir / "serve.log").open("wb") as log:
-        server = subprocess.Popen([*command, "--state-dir", str(state_dir)], stderr=log, stdout=log)
+        others = {name: value for name, value in os.environ.items() if not name.startswith("SAMPA_")}
+        server = subprocess.Popen([*command, "--state-dir", str(state_dir)], stderr=log, stdout=log, env=others)
     try:
         began = time.monotonic()
         client = _wait_until_ready(server, state_dir)

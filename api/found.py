@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def find_server(url: str | None, token: str | None, state_dir: Path | None) -> F
 
 def write_down(state_dir: Path, url: str) -> None:
     """Say in the state directory that this process is the server, and where."""
-    aside = state_dir / f"{SERVER_FILE}.{os.getpid()}"
+    aside = state_dir / f"{SERVER_FILE}.{secrets.token_hex(8)}"  # processes of several containers may share a number
     aside.write_text(json.dumps({"url": url, "pid": os.getpid()}) + "\n")
     aside.replace(state_dir / SERVER_FILE)
 

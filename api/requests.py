@@ -32,16 +32,23 @@ class Escort:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began = time.perf_counter()
+        began, answered = time.perf_counter(), False
 
         async def answer(message: Message) -> None:
+            nonlocal answered
             if message["type"] == "http.response.start":
+                answered = True
                 if self._draining.is_set():
                     message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
                 self._answered(scope, message["status"], time.perf_counter() - began)
             await send(message)
 
-        await self.app(scope, receive, answer)
+        try:
+            await self.app(scope, receive, answer)
+        except Exception:
+            if not answered:  # what makes an answer of it goes around this
+                self._answered(scope, 500, time.perf_counter() - began)
+            raise
 
     def _answered(self, scope: Scope, status: int, took_s: float) -> None:
         method, path = scope["method"], scope["path"]

@@ -142,6 +142,14 @@ def test_requests_are_counted_by_the_route_and_what_strangers_make_up_is_one(
     }
 
 
+def test_what_goes_wrong_in_the_server_is_counted_too(
+    http: httpx.Client, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "jobs", None)
+    assert http.get("/v1/jobs").status_code == 500
+    assert requests_in(scraped(http)) == {("GET", "/v1/jobs", "500"): 1}
+
+
 def test_two_applications_share_no_number(
     settings: ServiceSettings, store: Store, reconciler: IdleReconciler, http: httpx.Client
 ) -> None:
