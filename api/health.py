@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from .models import Health
@@ -18,14 +20,17 @@ async def livez() -> Response:
 
 
 @router.get("/readyz", response_model=Health, summary="Say whether jobs can run", responses=documented("not-ready"))
-def readyz(request: Request) -> Response:
+def readyz(
+    request: Request,
+    exclude: Annotated[tuple[Literal["ray"], ...], Query(description="what may be away: jobs are taken without Ray")] = (),
+) -> Response:
     """Look at the store and at Ray; a server that was told to end is not ready, though it still answers."""
     if request.app.state.draining.is_set():
         ending = {"server": "is ending and takes no more clients; those that it has are served until then"}
         raise Problem("not-ready", f"Not ready: the server {ending['server']}.", checks=ending)
     checks = {"store": "ok" if request.app.state.store.reachable() else "does not answer"}
     checks |= request.app.state.reconciler.health()
-    missing = [f"{name} {word}" for name, word in checks.items() if word != "ok"]
+    missing = [f"{name} {word}" for name, word in checks.items() if word != "ok" and name not in exclude]
     if missing:
         raise Problem("not-ready", f"Not ready: {'; '.join(missing)}.", headers={"Retry-After": "2"}, checks=checks)
     return JSONResponse({"status": "ok", "checks": checks})

@@ -176,5 +176,9 @@ def test_without_ray_it_lives_but_is_not_ready(tmp_path: Path) -> None:
             answer = httpx.get(f"{server.url}/readyz", trust_env=False)
         assert answer.status_code == 503
         assert "ray" in answer.json()["detail"]
+        without = httpx.get(f"{server.url}/readyz?exclude=ray", trust_env=False)
+        assert without.status_code == 200
+        assert without.json()["checks"]["ray"] != "ok"
+        assert httpx.get(f"{server.url}/readyz?exclude=store", trust_env=False).status_code == 422
         with server.client() as client:
             assert client.submit(SPEC)["state"] == "QUEUED"
