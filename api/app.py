@@ -99,7 +99,8 @@ def _end(app: FastAPI, thread: threading.Thread) -> None:
     thread.join(PASS_DEADLINE_S)
     if state.launcher is not None:
         state.launcher.close()
-        ray = local_ray.find(state.settings.state_dir) if state.settings.ray_address is None else None
+        local = state.settings.backend == "jobs" and state.settings.ray_address is None
+        ray = local_ray.find(state.settings.state_dir) if local else None
         if ray is not None:
             log.info("stopping the local Ray; unfinished jobs go on from their newest checkpoints at the next start")
             local_ray.stop(ray)

@@ -22,7 +22,9 @@ async def livez() -> Response:
 @router.get("/readyz", response_model=Health, summary="Say whether jobs can run", responses=documented("not-ready"))
 def readyz(
     request: Request,
-    exclude: Annotated[tuple[Literal["ray"], ...], Query(description="what may be away: jobs are taken without Ray")] = (),
+    exclude: Annotated[
+        tuple[Literal["ray"], ...], Query(description="what may be away: jobs are taken without Ray")
+    ] = (),
 ) -> Response:
     """Look at the store and at Ray; a server that was told to end is not ready, though it still answers."""
     if request.app.state.draining.is_set():

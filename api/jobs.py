@@ -39,6 +39,7 @@ from .replies import (
     LastEvent,
     all_events,
     answer,
+    check_storage,
     file_reply,
     heard,
     listed,
@@ -83,6 +84,7 @@ def submit(
     key: Key = None,
 ) -> Response:
     """Store a job; it starts as soon as there is room. With an Idempotency-Key, repeating the request is safe."""
+    check_storage(request)
     job, created = store_of(request).submit(spec, key)
     return submitted(request, job, job_answer(job), created)
 

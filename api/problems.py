@@ -71,6 +71,7 @@ KINDS: Mapping[str, tuple[int, str]] = {
     "key-reused": (422, "The idempotency key belongs to another request"),
     "internal": (500, "Something is wrong in the server"),
     "not-ready": (503, "The server is not ready"),
+    "storage-not-shared": (503, "The server is deployed in a way in which no job can run"),
 }
 AS_SAID: Mapping[type[StoreError], str] = {
     NoSuchJob: "no-such-job",

@@ -15,7 +15,7 @@ from ..service.store import Event, Job, Store, Sweep
 from ..workers.ledger import Ledger
 from .models import Answer, EventPage, EventQuery, ListQuery
 from .pages import Position, cursor_after, position_of
-from .problems import documented
+from .problems import Problem, documented
 from .stream import EventStream
 
 EVERYWHERE = documented("unauthorized", "invalid-request", "internal", "not-ready")
@@ -49,6 +49,18 @@ def settings_of(request: Request) -> ServiceSettings:
     """Return the settings of the application."""
     settings: ServiceSettings = request.app.state.settings
     return settings
+
+
+def check_storage(request: Request) -> None:
+    """Raise the problem of a server whose jobs would run where its state directory isn't, if that can be told."""
+    launcher, directory = request.app.state.launcher, settings_of(request).state_dir
+    why = launcher.why_not_shared(directory) if launcher is not None else ""
+    if why:
+        detail = (
+            f"SAMPA_STATE_DIR {directory} is not shared with all nodes that jobs run on: {why}. Nothing was stored. "
+            "Use a volume that many nodes may write to, at the same path everywhere."
+        )
+        raise Problem("storage-not-shared", detail)
 
 
 def path_of(record: Job | Sweep) -> str:

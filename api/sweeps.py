@@ -31,6 +31,7 @@ from .replies import (
     Known,
     LastEvent,
     answer,
+    check_storage,
     file_reply,
     heard,
     listed,
@@ -101,11 +102,14 @@ PICTURE: dict[int | str, dict[str, Any]] = {
     summary="Submit a sweep",
     responses={
         200: {"model": SweepAnswer, "description": "The key was used before: the sweep of then"},
-        **documented("malformed-body", "body-too-large", "unsupported-media-type", "invalid-sweep"),
+        **documented(
+            "malformed-body", "body-too-large", "unsupported-media-type", "invalid-sweep", "storage-not-shared"
+        ),
     },
 )
 def submit(request: Request, spec: Annotated[SweepSpec, Body(openapi_examples=EXAMPLES)], key: Key = None) -> Response:
     """Store a sweep; it starts as soon as there is room. With an Idempotency-Key, repeating the request is safe."""
+    check_storage(request)
     _check_room(request, spec)
     sweep, created = store_of(request).sweeps.submit(spec, key)
     return submitted(request, sweep, sweep_answer(sweep), created)

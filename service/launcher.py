@@ -6,15 +6,18 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import httpx
 
 from .room import Node
+from .shared import is_here, is_on_own_disk
 
 Content = Callable[[], Iterable[bytes]]
 CARRY_S = 120.0  # in which Ray must take a package, which it keeps in memory
 ROOM_S = 5.0  # in which Ray must say what its nodes have
 MOST_NODES = 10_000  # of which Ray tells at once
+NOT_IN_PLACE = "the bundle or the packages of its field code could not be put in place"
 OVER = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})  # what Ray calls a submission whose process has ended
 
 
@@ -30,6 +33,7 @@ class Launcher(Protocol):
     def stop(self, submission_id: str) -> None: ...
     def reachable(self) -> bool: ...
     def room(self) -> list[Node] | None: ...
+    def why_not_shared(self, directory: Path) -> str: ...
     def close(self) -> None: ...
 
 
@@ -112,12 +116,12 @@ class RayJobs:
         return f"gcs://{name}"
 
     def obstacle(self, submission_id: str) -> str:
-        """Return why the code or the packages of a submission could not be put in place; empty if that is not why it
-        failed. Raises as ``submit`` does."""
+        """Return why a submission has failed, where that is not for its process to tell: its code or its packages could
+        not be put in place. Empty otherwise. Raises as ``submit`` does."""
         response = self._request("GET", f"/api/jobs/{submission_id}")
         found = response.json() if response.is_success else {}
         failed = found.get("error_type") == "RUNTIME_ENV_SETUP_FAILURE"
-        return _reason(str(found.get("message", ""))) if failed else ""
+        return f"{NOT_IN_PLACE}: {first_reason(str(found.get('message', '')))}" if failed else ""
 
     def status(self, submission_id: str) -> str | None:
         """Return PENDING, RUNNING or one of ``OVER``; None when Ray doesn't know the id. Raises as ``submit`` does."""
@@ -150,10 +154,19 @@ class RayJobs:
             alive = [node for node in nodes["data"]["result"]["result"] if node["state"] == "ALIVE"]
             # Ray's monitor makes up these names where there is no autoscaler, of which the nodes would be known types
             fixed = all(types[node["node_id"]] == f"node_{node['node_id']}" for node in alive)
-            have = [node["resources_total"] for node in alive]
-            return [Node(one.get("CPU", 0.0), one.get("GPU", 0.0)) for one in have] if fixed else None
+            return [_node(one) for one in alive] if fixed else None
         except (RayUnreachable, ValueError, KeyError, TypeError):
             return None
+
+    def why_not_shared(self, directory: Path) -> str:
+        """Return why the cluster's nodes can't share a directory of this machine, as far as can be told; empty if they
+        can, or nobody knows."""
+        if not is_on_own_disk(directory):
+            return ""
+        head = urlsplit(self.url).hostname or ""
+        addresses = [head] if not is_here(head) else [node.address for node in self.room() or [] if node.address]
+        far = next((address for address in addresses if not is_here(address)), "")
+        return far and f"it lies on this machine's own disk, but the Ray cluster has a node at {far}"
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -170,7 +183,12 @@ class RayJobs:
         return LaunchRefused(self.url, response.status_code, lines[-1] if lines else response.reason_phrase)
 
 
-def _reason(message: str) -> str:
+def _node(told: Mapping[str, Any]) -> Node:
+    have = told["resources_total"]
+    return Node(have.get("CPU", 0.0), have.get("GPU", 0.0), str(told.get("node_ip", "")))
+
+
+def first_reason(message: str) -> str:
     """Return the line of Ray's report that says most: what pip calls an error, else the last one."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")]

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import psutil
 
+from .kube_launcher import KubeRayJobs
 from .launcher import Content, Launcher, LaunchRefused, NoRay, RayJobs, RayUnreachable, find_token
 from .room import Node
 from .settings import TOKEN_VARIABLE, ServiceSettings
@@ -102,6 +103,10 @@ class LocalRayJobs:
         jobs = self._jobs
         return None if jobs is None else jobs.room()
 
+    def why_not_shared(self, directory: Path) -> str:
+        """Return nothing: all of it is on this machine."""
+        return ""
+
     def close(self) -> None:
         """Let go of the connections; Ray itself stays."""
         if self._jobs is not None:
@@ -115,7 +120,13 @@ class LocalRayJobs:
 
 
 def connect(settings: ServiceSettings) -> Launcher:
-    """Return the Jobs API of the cluster that the settings name, or of the local Ray, which it starts when needed."""
+    """Return what the settings name: Kubernetes, the Jobs API of a cluster, or of the local Ray, started when needed.
+
+    Raises:
+        ValueError: If Kubernetes can't be used from here, or the template or the store not with it.
+    """
+    if settings.backend == "rayjob":
+        return KubeRayJobs.of(settings)
     if settings.ray_address is None:
         return LocalRayJobs(settings.state_dir)
     return RayJobs(settings.ray_address, find_token())

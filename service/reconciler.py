@@ -22,6 +22,7 @@ from enum import StrEnum
 from .launcher import OVER, Launcher, LaunchRefused, NoRay
 from .records import Job, MoveRefused, StoreUnavailable, Superseded, Sweep
 from .settings import ATTEMPT_VARIABLE, STATE_DIR_VARIABLE, STORE_URL_VARIABLE, ServiceSettings
+from .shared import MARK_VARIABLE, leave_mark
 from .states import STOPPED_AS, Kind, State
 from .store import Store
 
@@ -184,7 +185,8 @@ class Reconciler:
             case Decision.NOTE_LAUNCH:
                 self._store.mark_launched(job.id, job.attempt)
             case Decision.RESTART:
-                why = _without_code(self._obstacle(job)) or f"its runner vanished (Ray says {ray_says})"
+                obstacle = self._launcher.obstacle(submission_id(job))
+                why = obstacle or f"its runner vanished (Ray says {ray_says})"
                 reason = f"{why}; it is started again from its newest checkpoint"
                 self._launch(move(job.id, State.STARTING, reason=reason, attempt=job.attempt, next_attempt=True))
             case Decision.RESUBMIT:
@@ -195,14 +197,10 @@ class Reconciler:
                     )
                 )
             case Decision.GIVE_UP:
-                why = _without_code(self._obstacle(job)) or _why_given_up(job, ray_says)
+                why = self._launcher.obstacle(submission_id(job)) or _why_given_up(job, ray_says)
                 move(job.id, State.FAILED, reason=why, attempt=job.attempt)
             case Decision.KEEP:
                 pass
-
-    def _obstacle(self, job: Launched) -> str:
-        """Return why the job's code could not be put in place; empty if that is not why its runner has ended."""
-        return self._launcher.obstacle(submission_id(job)) if job.spec.bundle or job.spec.pip else ""
 
     def _launch(self, job: Launched) -> None:
         """Hand the runner of this attempt to Ray. Cut off anywhere, the next pass does it again under the same id."""
@@ -210,13 +208,16 @@ class Reconciler:
             STATE_DIR_VARIABLE: str(self._settings.state_dir),
             STORE_URL_VARIABLE: self._settings.store_url,
             ATTEMPT_VARIABLE: str(job.attempt),
+            MARK_VARIABLE: submission_id(job),
             **TRAIN_VARIABLES,
             **STOP_VARIABLES,
             **PLACE_VARIABLES,
         }
+        leave_mark(self._settings.job_dir(job.id), submission_id(job))
         # exec: the runner itself is the process that Ray watches and ends, with no shell in between
         module = "sampa.service.sweeps.runner" if isinstance(job, Sweep) else "sampa.service.runner"
-        entrypoint = f"exec {shlex.quote(sys.executable)} -m {module} {job.id}"
+        python = sys.executable if self._settings.backend == "jobs" else "python"  # a RayJob may have its own image
+        entrypoint = f"exec {shlex.quote(python)} -m {module} {job.id}"
         self._launcher.submit(submission_id(job), entrypoint, env, self._carried(job), job.spec.pip)
         self._store.mark_launched(job.id, job.attempt)
         log.info("%s %s: attempt %d is with Ray", _kind(job), job.id, job.attempt, extra=_about(job))
@@ -247,10 +248,6 @@ def _unless_refused(work: Callable[[Launched], None], job: Launched) -> str:
     except LaunchRefused as error:
         return str(error)
     return "ok"
-
-
-def _without_code(obstacle: str) -> str:
-    return obstacle and f"the bundle or the packages of its field code could not be put in place: {obstacle}"
 
 
 def _why_given_up(job: Launched, ray_says: str | None) -> str:

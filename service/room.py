@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..workers.plan import Workers
 
@@ -14,6 +14,8 @@ class Node:
 
     cpus: float
     gpus: float
+    address: str = field(default="", compare=False)
+    """Where it is; empty: unknown."""
 
     def holds(self, workers: Workers) -> int:
         """Return how many of these workers have room on the node, if nobody else is there."""

@@ -14,12 +14,15 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..workers.reports import Once
+from . import brought
 from .records import Job, MoveRefused, Stored, StoreUnavailable, Superseded, Sweep
-from .settings import ATTEMPT_VARIABLE, ServiceSettings
+from .settings import ATTEMPT_VARIABLE, STARTED_TWICE, ServiceSettings
+from .shared import why_no_mark
 from .states import STOPPED_AS, State, is_final
 from .store import Store
 from .told import Told
@@ -59,13 +62,29 @@ def main() -> int:
     told = Told([signal.SIGTERM])
     store = Store(settings.store_url)
     try:
-        if not is_due(patiently(lambda: store.record(job_id)), attempt):
-            return 0
-        train = _connected()
+        if (code := why_not_to_begin(store, settings, job_id, attempt)) is not None:
+            return code
+        train = _connected(store)
         told.listen()  # not before: until then there is nothing to write, and SIGTERM ends the process at once
         return run(store, settings.job_dir(job_id), job_id, attempt, train, told)
     finally:
         store.close()
+
+
+def why_not_to_begin(store: Store, settings: ServiceSettings, some_id: str, attempt: int) -> int | None:
+    """Return the exit code of a runner that has nothing to do here; None: it is to begin."""
+    record = patiently(lambda: store.record(some_id))
+    if not is_due(record, attempt):
+        return 0
+    if record.state is State.RUNNING:
+        print(f"attempt {attempt} has begun before, and its Ray was lost; the next one goes on", file=sys.stderr)
+        return STARTED_TWICE
+    if not (why := why_no_mark(settings.job_dir(some_id))):
+        return None
+    print(why, file=sys.stderr)
+    with suppress(MoveRefused, Superseded):  # it was stopped meanwhile
+        patiently(lambda: store.move(some_id, State.FAILED, reason=why, attempt=attempt))
+    return 0
 
 
 def is_due(job: Stored, attempt: int) -> bool:
@@ -272,11 +291,9 @@ def patiently(act: Callable[[], Answer], patience_s: float = PATIENCE_S) -> Answ
             time.sleep(0.2)
 
 
-def _connected() -> Train:
+def _connected(store: Store) -> Train:
     """Return the trainer, connected to the cluster that started this process; loading both takes seconds."""
-    import ray
-
-    ray.init(address="auto", log_to_driver=False, logging_level="warning")
+    brought.connect(store)
 
     from ..workers.trainer import train
 

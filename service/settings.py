@@ -17,6 +17,11 @@ STATE_DIR_VARIABLE = "SAMPA_STATE_DIR"
 STORE_URL_VARIABLE = "SAMPA_STORE_URL"
 TOKEN_VARIABLE = "SAMPA_TOKEN"
 ATTEMPT_VARIABLE = "SAMPA_ATTEMPT"  # tells a runner which attempt at its job it is
+STARTED_TWICE = 75
+"""The exit code of a runner whose attempt had begun before. When the head of a RayJob is lost, KubeRay makes a new one
+and submits the same runner to it once more; then the cluster was lost, and what has to come is the next attempt."""
+
+BUNDLE_VARIABLE = "SAMPA_BUNDLE"  # tells a runner which bundle it is to take out of the store
 
 
 def variable_of(field: str) -> str:
@@ -95,6 +100,16 @@ class ServiceSettings(Settings):
     )
     drain_s: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="seconds after SIGTERM in which requests are still served, but `/readyz` says no"
+    )
+    backend: Literal["jobs", "rayjob"] = Field(
+        default="jobs",
+        description="`jobs` starts runners on one Ray cluster, `rayjob` each on a cluster of its own, on Kubernetes",
+    )
+    rayjob_template: AbsolutePath | None = Field(
+        default=None, description="YAML file with the RayJob that runners are started from, with `rayjob`"
+    )
+    kube_namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")] | None = Field(
+        default=None, description="namespace of the RayJobs; that of this pod when left out"
     )
 
     @classmethod

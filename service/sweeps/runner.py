@@ -12,8 +12,9 @@ import sys
 import traceback
 from contextlib import suppress
 
+from .. import brought
 from ..records import Changed, MoveRefused, Superseded, Sweep
-from ..runner import Journal, Wanted, is_due, patiently
+from ..runner import Journal, Wanted, why_not_to_begin
 from ..settings import ATTEMPT_VARIABLE, ServiceSettings
 from ..store import Store
 from ..told import Told
@@ -25,11 +26,9 @@ def main() -> int:
     told = Told([signal.SIGTERM])
     store = Store(settings.store_url)
     try:
-        if not is_due(patiently(lambda: store.record(sweep_id)), attempt):
-            return 0
-        import ray
-
-        ray.init(address="auto", log_to_driver=False, logging_level="warning")
+        if (code := why_not_to_begin(store, settings, sweep_id, attempt)) is not None:
+            return code
+        brought.connect(store)
         told.listen()
         return run(store, settings, sweep_id, attempt, told)
     finally:

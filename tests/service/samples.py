@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sampa.service.launcher import Content, RayUnreachable
@@ -64,6 +65,7 @@ class FakeRay:
         self.obstacles: dict[str, str] = {}
         self.stopped: list[str] = []
         self.nodes: list[Node] | None = None
+        self.not_shared = ""
         self.on_status: Callable[[], object] = lambda: None
 
     def submit(
@@ -103,6 +105,9 @@ class FakeRay:
 
     def room(self) -> list[Node] | None:
         return self.nodes
+
+    def why_not_shared(self, directory: Path) -> str:
+        return self.not_shared
 
     def close(self) -> None:
         pass

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sampa.service.launcher import LaunchRefused, RayJobs, RayUnreachable, find_token
+from sampa.service.launcher import NOT_IN_PLACE, LaunchRefused, RayJobs, RayUnreachable, find_token
 from sampa.service.room import Node
 
 TOKEN = "secret"
@@ -158,7 +158,7 @@ def test_what_keeps_code_from_its_place_is_said_in_a_line(
 ) -> None:
     failed = {"status": "FAILED", "error_type": "RUNTIME_ENV_SETUP_FAILURE", "message": message}
     server.jobs |= {"a-1": failed, "a-2": {**failed, "error_type": "JOB_ENTRYPOINT_COMMAND_ERROR"}}
-    assert ray.obstacle("a-1") == obstacle
+    assert ray.obstacle("a-1") == f"{NOT_IN_PLACE}: {obstacle}"
     assert ray.obstacle("a-2") == ray.obstacle("unknown") == ""
 
 

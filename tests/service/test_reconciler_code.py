@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sampa.service import reconciler as reconciler_module
 from sampa.service.bundles import Contents
+from sampa.service.launcher import NOT_IN_PLACE
 from sampa.service.reconciler import Reconciler
 from sampa.service.settings import ServiceSettings
 from sampa.service.states import State
@@ -52,7 +53,9 @@ def test_code_that_can_not_be_put_in_place_is_the_reason(store: Store, ray: Fake
     for attempt in (1, 2):
         reconciler.step()
         ray.submissions[f"sampa-{job_id}-{attempt}"] = "FAILED"
-        ray.obstacles[f"sampa-{job_id}-{attempt}"] = "No matching distribution found for no-such-package"
+        ray.obstacles[f"sampa-{job_id}-{attempt}"] = (
+            f"{NOT_IN_PLACE}: No matching distribution found for no-such-package"
+        )
     reconciler.step()
     job = store.job(job_id)
     assert job.state is State.FAILED

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sampa.service import runner
 from sampa.service.runner import Wanted, advance, is_due, patiently
-from sampa.service.settings import ServiceSettings
+from sampa.service.settings import STARTED_TWICE, ServiceSettings
 from sampa.service.states import State
 from sampa.service.store import Job, Store, StoreUnavailable, Superseded
 from sampa.service.told import Told
@@ -336,7 +336,7 @@ import sys, time
 from types import SimpleNamespace
 from sampa.service import runner
 from sampa.workers.reports import Report
-def connected():
+def connected(_):
     print("loading", flush=True)
     time.sleep(float(sys.argv[2]))
     return train
@@ -401,6 +401,24 @@ sys.exit(runner.main())
     def test_it_ends_before_it_loads_ray_when_it_is_not_due(self, job: Job, settings: ServiceSettings) -> None:
         with self.start(job, settings, attempt=2) as process:
             assert process.wait(30) == 0
+
+    def test_started_twice_as_one_attempt_it_leaves_the_job_to_the_next(
+        self, store: Store, job: Job, settings: ServiceSettings
+    ) -> None:
+        store.move(job.id, State.RUNNING, attempt=1)
+        with self.start(job, settings) as process:
+            assert process.wait(30) == STARTED_TWICE
+        assert store.job(job.id).state is State.RUNNING
+
+    def test_where_the_storage_is_another_one_it_fails_the_job_at_once(
+        self, store: Store, job: Job, settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SAMPA_STORAGE_MARK", f"sampa-{job.id}-1")
+        with self.start(job, settings) as process:
+            assert process.wait(30) == 0
+        failed = store.job(job.id)
+        assert failed.state is State.FAILED
+        assert failed.reason.startswith(f"the storage is not shared: {settings.job_dir(job.id)} on ")
 
     def test_importing_it_loads_neither_ray_nor_torch(self) -> None:
         code = f"import sys, {runner.__name__}; print([m for m in ('ray', 'torch', 'numpy') if m in sys.modules])"
