@@ -11,6 +11,7 @@ from fastapi import Header, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from ..service.settings import ServiceSettings
+from ..service.shared import runs_of
 from ..service.store import Event, Job, Store, Sweep
 from ..workers.ledger import Ledger
 from .models import Answer, EventPage, EventQuery, ListQuery
@@ -52,13 +53,13 @@ def settings_of(request: Request) -> ServiceSettings:
 
 
 def check_storage(request: Request) -> None:
-    """Raise the problem of a server whose jobs would run where its state directory isn't, if that can be told."""
-    launcher, directory = request.app.state.launcher, settings_of(request).state_dir
-    why = launcher.why_not_shared(directory) if launcher is not None else ""
+    """Raise the problem of a server whose jobs would run where its storage isn't, if that can be told."""
+    launcher, runs = request.app.state.launcher, runs_of(settings_of(request))
+    why = launcher.why_not_shared(runs) if launcher is not None and runs is not None else ""
     if why:
         detail = (
-            f"SAMPA_STATE_DIR {directory} is not shared with all nodes that jobs run on: {why}. Nothing was stored. "
-            "Use a volume that many nodes may write to, at the same path everywhere."
+            f"{runs}, where the runs' files lie, is not shared with all nodes that jobs run on: {why}. "
+            "Nothing was stored. Use a volume that many nodes may write to, at the same path everywhere."
         )
         raise Problem("storage-not-shared", detail)
 

@@ -29,6 +29,7 @@ FILLED_IN = ("entrypoint", "jobId", "runtimeEnvYAML")  # for each attempt
 LOCAL_VOLUMES = frozenset({"emptyDir", "hostPath", "configMap", "secret", "projected", "downwardAPI", "ephemeral"})
 _STARTED_TWICE = re.compile(rf"failed with exit code {STARTED_TWICE}\b")
 _NOT_IN_PLACE = re.compile(r"^\s*runtime_env setup failed", re.IGNORECASE)
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 10 times as fast, where it is there
 _FAILED = frozenset({"Failed", "ValidationFailed"})
 
 Resource = dict[str, Any]
@@ -52,7 +53,7 @@ def read_template(path: Path) -> Resource:
         TemplateRefused: If it can't be read, or KubeRay or we couldn't use it.
     """
     try:
-        template = yaml.safe_load(path.read_text())
+        template = yaml.load(path.read_text(), _LOADER)
     except OSError as error:
         raise TemplateRefused(path, f"can't be read ({error.strerror}); mount the ConfigMap that has it") from error
     except (yaml.YAMLError, UnicodeError) as error:

@@ -19,10 +19,11 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
+from ..workers.marks import MARK_VARIABLE, leave_mark
 from .launcher import OVER, Launcher, LaunchRefused, NoRay
 from .records import Job, MoveRefused, StoreUnavailable, Superseded, Sweep
 from .settings import ATTEMPT_VARIABLE, STATE_DIR_VARIABLE, STORE_URL_VARIABLE, ServiceSettings
-from .shared import MARK_VARIABLE, leave_mark
+from .shared import runs_of
 from .states import STOPPED_AS, Kind, State
 from .store import Store
 
@@ -208,12 +209,11 @@ class Reconciler:
             STATE_DIR_VARIABLE: str(self._settings.state_dir),
             STORE_URL_VARIABLE: self._settings.store_url,
             ATTEMPT_VARIABLE: str(job.attempt),
-            MARK_VARIABLE: submission_id(job),
+            **self._marked(job),
             **TRAIN_VARIABLES,
             **STOP_VARIABLES,
             **PLACE_VARIABLES,
         }
-        leave_mark(self._settings.job_dir(job.id), submission_id(job))
         # exec: the runner itself is the process that Ray watches and ends, with no shell in between
         module = "sampa.service.sweeps.runner" if isinstance(job, Sweep) else "sampa.service.runner"
         python = sys.executable if self._settings.backend == "jobs" else "python"  # a RayJob may have its own image
@@ -221,6 +221,14 @@ class Reconciler:
         self._launcher.submit(submission_id(job), entrypoint, env, self._carried(job), job.spec.pip)
         self._store.mark_launched(job.id, job.attempt)
         log.info("%s %s: attempt %d is with Ray", _kind(job), job.id, job.attempt, extra=_about(job))
+
+    def _marked(self, job: Launched) -> dict[str, str]:
+        """Leave a mark of this attempt in the storage, and return the variable by which its processes look for it."""
+        runs, mark = runs_of(self._settings), f"{job.id}/{job.attempt}"
+        if runs is None:
+            return {}
+        leave_mark(runs, mark)
+        return {MARK_VARIABLE: mark}
 
     def _carried(self, job: Launched) -> str:
         """Give the job's bundle to Ray, which may have lost it with its cluster, and return its address there."""

@@ -18,11 +18,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from ..workers.marks import why_no_mark
 from ..workers.reports import Once
 from . import brought
 from .records import Job, MoveRefused, Stored, StoreUnavailable, Superseded, Sweep
 from .settings import ATTEMPT_VARIABLE, STARTED_TWICE, ServiceSettings
-from .shared import why_no_mark
+from .shared import runs_of
 from .states import STOPPED_AS, State, is_final
 from .store import Store
 from .told import Told
@@ -79,7 +80,9 @@ def why_not_to_begin(store: Store, settings: ServiceSettings, some_id: str, atte
     if record.state is State.RUNNING:
         print(f"attempt {attempt} has begun before, and its Ray was lost; the next one goes on", file=sys.stderr)
         return STARTED_TWICE
-    if not (why := why_no_mark(settings.job_dir(some_id))):
+    runs = runs_of(settings)
+    why = why_no_mark(runs) if runs is not None else ""
+    if not why:
         return None
     print(why, file=sys.stderr)
     with suppress(MoveRefused, Superseded):  # it was stopped meanwhile

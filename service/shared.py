@@ -1,50 +1,27 @@
-"""Whether machines see the same storage: told where that is possible, and tried out where a runner starts.
+"""Whether machines see the same storage, as far as that can be told from here.
 
-A run's checkpoints lie in the state directory, which the API, the runner and the workers must all see. A disk of this
-machine's own is of no use to a runner on another. What a mount leads to can't be told from here; so the API leaves a
-mark in the job's directory for each attempt, and a runner that doesn't find its own says so, instead of training into a
-folder that nobody reads.
+A run's files lie in a directory that the API, the runner and the workers must all see. A disk of this machine's own is
+of no use to a runner on another. What a mount leads to can't be told; so there are marks, which runners and workers
+look for where they start.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
 from pathlib import Path
-from uuid import uuid4
 
-MARK_VARIABLE = "SAMPA_STORAGE_MARK"  # tells a runner what stands in it
-_MARK = "attempt"
+from .settings import ServiceSettings
+
 _MOUNTS = Path("/proc/self/mountinfo")
 _REMOTE = frozenset(
     {"nfs", "nfs4", "ceph", "cifs", "smb3", "9p", "glusterfs", "lustre", "gpfs", "beegfs", "afs", "virtiofs"}
 )
 
 
-def leave_mark(directory: Path, mark: str) -> None:
-    """Have a directory hold this mark; whoever else leaves the same one at the same time is not in the way."""
-    directory.mkdir(parents=True, exist_ok=True)
-    aside = directory / f".{_MARK}.{uuid4().hex}"
-    aside.write_text(mark)
-    aside.replace(directory / _MARK)
-
-
-def why_no_mark(directory: Path, environment: Mapping[str, str] = os.environ) -> str:
-    """Return why a directory isn't the one that the API sees; empty if it is, or nobody said which mark to look for."""
-    wanted = environment.get(MARK_VARIABLE)
-    if not wanted:
-        return ""
-    try:
-        found = (directory / _MARK).read_text()
-    except OSError:
-        found = ""
-    if found == wanted:
-        return ""
-    return (
-        f"the storage is not shared: {directory} on {socket.gethostname()}, where the runner is, is not what the API "
-        "sees there; mount one volume that many nodes may write to at this path, in the API and on all nodes of Ray"
-    )
+def runs_of(settings: ServiceSettings) -> Path | None:
+    """Return the directory of all runs, which all must share; None where they are in a storage of objects."""
+    return settings.job_dir("any").parent
 
 
 def is_on_own_disk(directory: Path) -> bool:

@@ -5,9 +5,9 @@ averaging (of the weights), pairs (who computes what), flat (where the numbers l
 trained on; models, tasks, images and augment are built in), freezing, recompute and compiling (how a model is
 prepared for it), gradient (one half of one shard), collective and exchange (how gradients travel), state and engine
 (one step), generations (the protocol of who is in), coordinator and membership (its two sides), checkpoints, loop
-(one worker), part (its part in a run), train_runs (how Ray Train hosts it), crew (how many there are), trainer (all of
-a run), sharing, lobby and pool (many runs that share warm workers), ledger (what it has cost), faults (what goes wrong
-on purpose). Nothing in this folder knows of HTTP, stores or jobs.
+(one worker), marks (whether it sees the right storage), part (its part in a run), train_runs (how Ray Train hosts it),
+crew (how many there are), trainer (all of a run), sharing, lobby and pool (many runs that share warm workers), ledger
+(what it has cost), faults (what goes wrong on purpose). Nothing in this folder knows of HTTP, stores or jobs.
 
 plan, methods, optimizers, groups, averaging, schedules, tasks and models.choice load without torch, so that the
 service can check a spec without loading it.

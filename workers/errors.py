@@ -46,6 +46,10 @@ class CheckpointError(RunError):
     """A checkpoint can't be used for this run."""
 
 
+class NotShared(RunError):
+    """A worker doesn't see the storage that the API sees."""
+
+
 class Interrupted(RunError):
     """What the run stands on failed under it: no fault of the task's, and it can be resumed."""
 

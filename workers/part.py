@@ -5,15 +5,17 @@ from __future__ import annotations
 import traceback
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 
 from .coordinator import ANSWER_S
-from .errors import RunError
+from .errors import NotShared, RunError
 from .faults import Fault, Saboteur
 from .loop import Storage, Worker
+from .marks import why_no_mark
 from .membership import Seat
 from .pairs import Hosts, Member, View
 from .plan import Plan
@@ -49,6 +51,7 @@ def take_part(
     outcome: dict[str, Any] | None = None
     with reporter.capturing_output(name):
         try:
+            check_mark(storage)
             seat = Seat(
                 meeting,
                 run=run,
@@ -73,6 +76,14 @@ def take_part(
     if outcome is not None:
         reporter.settle()
         ray.get(coordinator.finish.remote(name, outcome), timeout=ANSWER_S)
+
+
+def check_mark(storage: Storage) -> None:
+    """See that a run's directory on this machine is the API's; raises NotShared."""
+    here = storage.filesystem.type_name == "local"
+    why = why_no_mark(Path(storage.directory).parent) if here else ""
+    if why:
+        raise NotShared(why)
 
 
 class RemoteMeeting:

@@ -168,11 +168,11 @@ def test_storage_that_is_not_shared_refuses_jobs(
     )
     answer = service.post("/v1/jobs", json=SPEC)
     assert (answer.status_code, answer.json()["type"]) == (503, "urn:sampa:problem:storage-not-shared")
-    directory = rayjob_settings.state_dir
+    runs = rayjob_settings.state_dir / "jobs"
     assert answer.json()["detail"] == (
-        f"SAMPA_STATE_DIR {directory} is not shared with all nodes that jobs run on: the head of the RayJob template "
-        f"has emptyDir at {directory}, which only one node sees. Nothing was stored. Use a volume that many nodes may "
-        "write to, at the same path everywhere."
+        f"{runs}, where the runs' files lie, is not shared with all nodes that jobs run on: the head of the RayJob "
+        f"template has emptyDir at {runs}, which only one node sees. Nothing was stored. Use a volume that many nodes "
+        "may write to, at the same path everywhere."
     )
     assert service.get("/v1/jobs").json()["items"] == []
 

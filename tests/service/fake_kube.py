@@ -12,6 +12,7 @@ import ipaddress
 import json
 import re
 import ssl
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -60,6 +61,11 @@ class FakeKube(ThreadingHTTPServer):
         self.kept: dict[tuple[str, str, str], Resource] = {}
         self.secure = False
         self._version = 100
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has given up is no error of the server's."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:

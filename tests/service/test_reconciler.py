@@ -124,7 +124,7 @@ class TestStarting:
             "SAMPA_STATE_DIR": str(settings.state_dir),
             "SAMPA_STORE_URL": settings.store_url,
             "SAMPA_ATTEMPT": "1",
-            "SAMPA_STORAGE_MARK": name,
+            "SAMPA_STORAGE_MARK": f"{job_id}/1",
             **TRAIN_VARIABLES,
             "RAY_JOB_STOP_WAIT_TIME_S": "10",
             "RAY_CHDIR_TO_TRIAL_DIR": "0",

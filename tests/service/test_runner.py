@@ -413,12 +413,12 @@ sys.exit(runner.main())
     def test_where_the_storage_is_another_one_it_fails_the_job_at_once(
         self, store: Store, job: Job, settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv("SAMPA_STORAGE_MARK", f"sampa-{job.id}-1")
+        monkeypatch.setenv("SAMPA_STORAGE_MARK", f"{job.id}/1")
         with self.start(job, settings) as process:
             assert process.wait(30) == 0
         failed = store.job(job.id)
         assert failed.state is State.FAILED
-        assert failed.reason.startswith(f"the storage is not shared: {settings.job_dir(job.id)} on ")
+        assert failed.reason.startswith(f"the storage is not shared: {settings.state_dir}/jobs on ")
 
     def test_importing_it_loads_neither_ray_nor_torch(self) -> None:
         code = f"import sys, {runner.__name__}; print([m for m in ('ray', 'torch', 'numpy') if m in sys.modules])"

@@ -1,9 +1,8 @@
-"""Storage that jobs share with the API: what can be told from here, and what a runner finds where it starts."""
+"""Storage that jobs share with the API: what can be told from here."""
 
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,39 +11,9 @@ from sampa.service import shared
 from sampa.service.launcher import RayJobs
 from sampa.service.local_ray import LocalRayJobs
 from sampa.service.room import Node
-from sampa.service.shared import MARK_VARIABLE, is_here, is_on_own_disk, leave_mark, why_no_mark
+from sampa.service.shared import is_here, is_on_own_disk
 
 FAR = "192.0.2.1"  # of a network that is only written about
-
-
-def test_a_mark_is_found_where_it_was_left(tmp_path: Path) -> None:
-    leave_mark(tmp_path / "jobs" / "a", "a-1")
-    leave_mark(tmp_path / "jobs" / "a", "a-2")
-    assert why_no_mark(tmp_path / "jobs" / "a", {MARK_VARIABLE: "a-2"}) == ""
-    assert [path.name for path in (tmp_path / "jobs" / "a").iterdir()] == ["attempt"]
-
-
-def test_many_who_leave_the_same_mark_are_not_in_each_others_way(tmp_path: Path) -> None:
-    threads = [threading.Thread(target=leave_mark, args=(tmp_path, "a-1")) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    assert why_no_mark(tmp_path, {MARK_VARIABLE: "a-1"}) == ""
-    assert len([*tmp_path.iterdir()]) == 1
-
-
-@pytest.mark.parametrize("left", [None, "a-1"])
-def test_a_directory_without_it_is_another_one(tmp_path: Path, left: str | None) -> None:
-    if left:
-        leave_mark(tmp_path, left)
-    why = why_no_mark(tmp_path, {MARK_VARIABLE: "a-2"})
-    assert why.startswith(f"the storage is not shared: {tmp_path} on {socket.gethostname()}, where the runner is")
-    assert "mount one volume that many nodes may write to at this path" in why
-
-
-def test_one_who_was_told_of_no_mark_looks_for_none(tmp_path: Path) -> None:
-    assert why_no_mark(tmp_path, {}) == ""
 
 
 def test_addresses_of_this_machine_are_told_from_others() -> None:
