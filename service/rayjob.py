@@ -22,9 +22,6 @@ from .settings import BUNDLE_VARIABLE, STARTED_TWICE, STORE_URL_VARIABLE
 LONGEST_NAME = 47  # KubeRay adds 6 characters for the cluster, and 10 for its services, to a label of at most 63
 JOB_LABEL, ATTEMPT_LABEL = "sampa/job", "sampa/attempt"
 LABELS = {"app.kubernetes.io/managed-by": "sampa"}
-SECRET = frozenset({STORE_URL_VARIABLE})
-"""Variables that are in no spec, which more people may read than a Secret; the head's container has them from one."""
-
 FILLED_IN = ("entrypoint", "jobId", "runtimeEnvYAML")  # for each attempt
 LOCAL_VOLUMES = frozenset({"emptyDir", "hostPath", "configMap", "secret", "projected", "downwardAPI", "ephemeral"})
 _STARTED_TWICE = re.compile(rf"failed with exit code {STARTED_TWICE}\b")
@@ -115,9 +112,15 @@ def _container_faults(cluster: Mapping[str, Any]) -> Iterator[str]:
         if "replicas" in group:
             yield f"has replicas in the {name}; leave it out, since it is the autoscaler's"
     head = (_containers(cluster["headGroupSpec"]) or [{}])[0]
-    own = {one["name"] for one in head.get("env") or [] if "secretKeyRef" in (one.get("valueFrom") or {})}
-    if own.isdisjoint(SECRET) and not any("secretRef" in one for one in head.get("envFrom") or []):
+    whole = any("secretRef" in one for one in head.get("envFrom") or [])
+    if not whole and STORE_URL_VARIABLE not in _from_secrets(cluster):
         yield f"doesn't give {STORE_URL_VARIABLE} to the head's container; take it from a Secret there, by secretKeyRef"
+
+
+def _from_secrets(cluster: Mapping[str, Any]) -> set[str]:
+    """Return the variables that the head's container has from keys of Secrets."""
+    env = [one for container in _containers(cluster["headGroupSpec"])[:1] for one in container.get("env") or []]
+    return {one["name"] for one in env if "secretKeyRef" in (one.get("valueFrom") or {})}
 
 
 def why_not_shared(template: Mapping[str, Any], directory: Path) -> str:
@@ -182,8 +185,18 @@ def resource_of(
     bundle: str = "",
     pip: Sequence[str] = (),
 ) -> Resource:
-    """Return the RayJob of one attempt; arguments as for ``Launcher.submit``, with the SHA-256 of the bundle, which the
-    runner takes out of the store."""
+    """Return the RayJob of one attempt.
+
+    More people may read it than a Secret, so what the head's container has from one is not in it, nor the store's URL.
+
+    Args:
+        template: From ``read_template``.
+        submission_id: Of the attempt.
+        entrypoint: The runner's command.
+        env: Variables of its environment, and of all actors that it starts.
+        bundle: SHA-256 of the code that the runner is to take out of the store.
+        pip: Requirements that are installed for it and for them.
+    """
     job_id, attempt = place_of(submission_id)
     made = deepcopy(dict(template))
     given = made.get("metadata") or {}
@@ -191,9 +204,10 @@ def resource_of(
     made["metadata"] = {"name": name_of(submission_id), "labels": labels}
     if given.get("annotations"):
         made["metadata"]["annotations"] = given["annotations"]
+    secret = {STORE_URL_VARIABLE} | _from_secrets(made["spec"]["rayClusterSpec"])
     runtime_env = {
         "env_vars": {
-            **{name: value for name, value in env.items() if name not in SECRET},
+            **{name: value for name, value in env.items() if name not in secret},
             **({BUNDLE_VARIABLE: bundle} if bundle else {}),
         },
         **({"pip": {"packages": [*pip], "pip_check": False}} if pip else {}),

@@ -3,7 +3,8 @@
 Ray's Jobs API starts it as ``python -m sampa.service.runner JOB_ID``, with SAMPA_STATE_DIR, SAMPA_STORE_URL and
 SAMPA_ATTEMPT in its environment. It may be killed at any time: the next attempt goes on from the newest checkpoint.
 Told to stop, by the store or by SIGTERM, it has a checkpoint written first. It ends with code 0 when the store says
-what became of the job, or that this runner has no more say in it.
+what became of the job, or that this runner has no more say in it, and with STARTED_TWICE when its attempt has begun
+before, on a cluster that is gone.
 """
 
 from __future__ import annotations

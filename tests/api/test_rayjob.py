@@ -24,11 +24,9 @@ from sampa.service.store import Store
 from sampa.service.told import Told
 from sampa.workers.reports import Report
 
-from ..service.fake_kube import FakeKube, fake_kube, make_account
+from ..service.fake_kube import FakeKube, deployed, fake_kube, make_account
 from ..service.samples import FakeRay, wait_until
 from .conftest import SPEC, SWEEP
-
-TEMPLATE = Path(__file__).parents[2] / "deploy" / "components" / "rayjob" / "rayjob-template.yaml"
 
 
 @pytest.fixture
@@ -47,7 +45,7 @@ def kube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKube]:
 @pytest.fixture
 def rayjob_settings(tmp_path: Path, settings: ServiceSettings) -> ServiceSettings:
     template = tmp_path / "template.yaml"
-    template.write_text(TEMPLATE.read_text().replace("/var/lib/sampa", str(settings.state_dir)))
+    template.write_text(deployed("RayJob").read_text().replace("/var/lib/sampa", str(settings.state_dir)))
     return ServiceSettings(
         state_dir=settings.state_dir,
         store_url="postgresql+psycopg://sampa:pass-word@db/sampa",

@@ -29,6 +29,7 @@ KINDS = {
 PATH = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/v1/namespaces/(?P<ns>[^/]+)/(?P<kind>[^/]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>status))?"
 )
+COMPONENT = Path(__file__).parents[2] / "deploy" / "components" / "rayjob"
 LABEL = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
 VERBS = {"GET": "get", "POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
 
@@ -112,6 +113,12 @@ def fake_kube(certificates: Path | None = None) -> Iterator[FakeKube]:
         yield server
         server.shutdown()
         thread.join(10)
+
+
+def deployed(kind: str) -> Path:
+    """Return the file of deploy/components/rayjob with a resource of this kind."""
+    files = sorted(COMPONENT.glob("*.yaml"))
+    return next(path for path in files if re.search(rf"^kind: {kind}$", path.read_text(), re.MULTILINE))
 
 
 def make_account(folder: Path, token: str = "first", namespace: str = "sampa") -> Path:

@@ -20,17 +20,16 @@ from sampa.service.settings import ServiceSettings
 from sampa.service.states import State
 from sampa.service.store import Store
 
-from .fake_kube import FakeKube, fake_kube, make_account
+from .fake_kube import FakeKube, deployed, fake_kube, make_account
 from .samples import submitted, sweep_spec_of
 
-DEPLOYED = Path(__file__).parents[2] / "deploy" / "components" / "rayjob"
 ENV = {"SAMPA_STATE_DIR": "/var/lib/sampa", "SAMPA_STORE_URL": "postgresql://u:secret@db/x"}
 FIRST, SECOND = "sampa-0123456789ab-1", "sampa-0123456789ab-2"
 
 
 def allowed() -> set[tuple[str, str]]:
     """Return what the Role of the deployment allows."""
-    role = yaml.safe_load((DEPLOYED / "role.yaml").read_text())
+    [role] = [one for one in yaml.safe_load_all(deployed("Role").read_text()) if one["kind"] == "Role"]
     assert {group for rule in role["rules"] for group in rule["apiGroups"]} == {"ray.io"}
     return {(verb, resource) for rule in role["rules"] for verb in rule["verbs"] for resource in rule["resources"]}
 
@@ -51,7 +50,7 @@ def kube(account: Path) -> Iterator[FakeKube]:
 @pytest.fixture
 def template(tmp_path: Path) -> Path:
     path = tmp_path / "template.yaml"
-    path.write_text((DEPLOYED / "rayjob-template.yaml").read_text())
+    path.write_text(deployed("RayJob").read_text())
     return path
 
 

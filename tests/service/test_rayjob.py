@@ -14,7 +14,9 @@ import yaml
 from sampa.service.launcher import NOT_IN_PLACE
 from sampa.service.rayjob import TemplateRefused, phase, read_template, resource_of, why_failed, why_not_shared
 
-TEMPLATE = Path(__file__).parents[2] / "deploy" / "components" / "rayjob" / "rayjob-template.yaml"
+from .fake_kube import deployed
+
+TEMPLATE = deployed("RayJob")
 SCHEMA = Path(__file__).parents[3] / "shared" / "kuberay-crds" / "rayjobs.json"
 STATE = Path("/var/lib/sampa")
 ENV = {"SAMPA_STATE_DIR": "/var/lib/sampa", "SAMPA_STORE_URL": "postgresql://u:secret@db/x", "SAMPA_ATTEMPT": "3"}
@@ -58,6 +60,13 @@ class TestMaking:
 
     def test_no_secret_is_in_it(self, template: dict[str, Any]) -> None:
         assert "secret@db" not in json.dumps(resource_of(template, "sampa-0123456789ab-3", "true", ENV))
+
+    def test_what_the_head_has_from_a_secret_is_left_to_that(self, template: dict[str, Any]) -> None:
+        key = {"valueFrom": {"secretKeyRef": {"name": "sampa-s3", "key": "address"}}}
+        head(template["spec"])["env"] += [{"name": "SAMPA_STORAGE", **key}, {"name": "SAMPA_ATTEMPT", "value": "9"}]
+        env = {**ENV, "SAMPA_STORAGE": "s3://key:word@bucket/prefix"}
+        made = json.loads(resource_of(template, "sampa-0123456789ab-3", "true", env)["spec"]["runtimeEnvYAML"])
+        assert made == {"env_vars": {"SAMPA_STATE_DIR": "/var/lib/sampa", "SAMPA_ATTEMPT": "3"}}
 
     def test_a_name_has_room_for_what_kuberay_adds(self, template: dict[str, Any]) -> None:
         longest = resource_of(template, f"sampa-0123456789ab-{10**20}", "true", {})["metadata"]["name"]

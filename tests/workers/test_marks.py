@@ -36,8 +36,8 @@ def test_a_directory_without_it_is_another_one(tmp_path: Path, left: str | None)
     if left:
         leave_mark(tmp_path, left)
     assert why_no_mark(tmp_path, {MARK_VARIABLE: "a/2"}) == (
-        f"the storage is not shared: {tmp_path} on {socket.gethostname()} is not what the API sees there; mount one volume "
-        "that many nodes may write to at this path, in the API and on all nodes of Ray"
+        f"the storage is not shared: {tmp_path} on {socket.gethostname()} is not what the API sees there; mount one "
+        "volume that many nodes may write to at this path, in the API and on all nodes of Ray"
     )
 
 
