@@ -26,13 +26,14 @@ def readyz(
         tuple[Literal["ray"], ...], Query(description="what may be away: jobs are taken without Ray")
     ] = (),
 ) -> Response:
-    """Look at the store and at Ray; a server that was told to end is not ready, though it still answers."""
+    """Look at the store and, in the process that starts and watches the jobs, at Ray; one that ends is not ready."""
     if request.app.state.draining.is_set():
         ending = {"server": "is ending and takes no more clients; those that it has are served until then"}
         raise Problem("not-ready", f"Not ready: the server {ending['server']}.", checks=ending)
+    reconciler = request.app.state.reconciler
     checks = {"store": "ok" if request.app.state.store.reachable() else "does not answer"}
-    checks |= request.app.state.reconciler.health()
+    checks |= reconciler.health()
     missing = [f"{name} {word}" for name, word in checks.items() if word != "ok" and name not in exclude]
     if missing:
         raise Problem("not-ready", f"Not ready: {'; '.join(missing)}.", headers={"Retry-After": "2"}, checks=checks)
-    return JSONResponse({"status": "ok", "checks": checks})
+    return JSONResponse({"status": "ok", "checks": checks, "leader": reconciler.leader})

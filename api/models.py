@@ -42,6 +42,9 @@ class LifeAnswer(Answer):
     updated_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
+    interrupted_at: datetime | None = Field(
+        description="since when Ray doesn't answer; when it is back, the job goes on or has gone on. null: it answers"
+    )
     progress: Data = Field(description="step, steps and others; empty before the first report")
     result: Data | None = Field(description="what came out; null before the end")
 
@@ -92,8 +95,8 @@ class EventAnswer(Answer):
     seq: int = Field(description="1, 2, 3 ... for each job, without gap")
     time: datetime
     kind: str = Field(
-        description="state, task, metrics, evaluation, checkpoint, elastic, resize, log, and of sweeps trial, extend, "
-        "retry, finished, exploit; more may come"
+        description="state, task, metrics, evaluation, checkpoint, elastic, resize, interrupted, reconnected, log, and "
+        "of sweeps trial, extend, retry, finished, exploit; more may come"
     )
     data: Data = Field(description="what happened; its fields depend on the kind")
 
@@ -161,6 +164,7 @@ class Health(Answer):
 
     status: Literal["ok"]
     checks: dict[str, str]
+    leader: str = Field("", description="the API process that starts and watches the jobs; empty where nobody knows")
 
 
 class Resize(Settings):

@@ -4,6 +4,11 @@ A sweep has a runner as a job has, which trains all its trials, so what is said 
 ``decide`` says what is to be done about one job, from what the store and Ray know; ``Reconciler`` does it. Every move
 it makes is conditional on the attempt it looked at, so several reconcilers may work on one store, a cancel or a finish
 in between wins, and a pass may be cut off at any point: the next one finds the rest still to do.
+
+Of all API processes over one store the one that holds the lease reconciles, and only its reconciler finds or starts a
+local Ray. A leader that is late, since it was cut off in a pass, does no harm: a move by an attempt that isn't the
+newest is refused, and a runner of such an attempt ends by itself. What is submitted to another process is found by the
+leader's next pass, ``poll_s`` later at most.
 """
 
 from __future__ import annotations
@@ -21,11 +26,14 @@ from enum import StrEnum
 
 from ..workers.marks import MARK_VARIABLE, leave_mark
 from .launcher import OVER, Launcher, LaunchRefused, NoRay
+from .lease import Lease
 from .records import Job, MoveRefused, StoreUnavailable, Superseded, Sweep
+from .rows import RESTARTED_FROM
 from .settings import ATTEMPT_VARIABLE, STATE_DIR_VARIABLE, STORE_URL_VARIABLE, ServiceSettings
 from .shared import runs_of
 from .states import STOPPED_AS, Kind, State
 from .store import Store
+from .tables import has_password
 
 LOSSES_ALLOWED = 10
 """How often a job is started again since its whole cluster was lost. That is no fault of the job and so doesn't count
@@ -51,7 +59,20 @@ STOP_VARIABLES = {"RAY_JOB_STOP_WAIT_TIME_S": "10"}
 PATIENCE_S = {State.CANCELLING: 10.0, State.PAUSING: 60.0}
 """After which Ray is asked to end a runner that is to stop: by then it should have seen that by itself, and ended."""
 
+AWAY_S = 10.0
+"""After which jobs are told that Ray is away; a busy head may well be silent for some seconds."""
+
+AWAY = "Ray does not answer; the job goes on when it is back, from its newest checkpoint if its cluster was lost"
+BACK = "Ray answers again, and the job has gone on meanwhile"
+
+STUCK_S = 300.0
+"""After which a pass is given up by leaving the lease to another process. The longest good one starts a local Ray."""
+
 log = logging.getLogger(__name__)
+
+
+class NotLeading(Exception):
+    """The lease of this process has ended in the middle of a pass; the rest is for the next leader."""
 
 
 class Decision(StrEnum):
@@ -60,6 +81,7 @@ class Decision(StrEnum):
     KEEP = "nothing"
     SUBMIT = "hand its runner to Ray"
     NOTE_LAUNCH = "write down that Ray has its runner"
+    RECONNECT = "write down that its runner has outlived an absence of Ray"
     RESTART = "start a new runner, since the last one vanished"
     RESUBMIT = "start a new runner, since the cluster of the last one is gone"
     GIVE_UP = "fail it: its runner vanished too often"
@@ -80,8 +102,10 @@ def decide(job: Launched, ray_says: str | None, for_s: float) -> Decision:
     if job.state in STOPPED_AS:
         return Decision.END if gone else _stop_now_or_later(job, for_s)
     launched = job.launched or job.state is State.RUNNING
+    if not gone and launched:
+        return Decision.KEEP if job.interrupted_at is None else Decision.RECONNECT
     if not gone:
-        return Decision.KEEP if launched else Decision.NOTE_LAUNCH
+        return Decision.NOTE_LAUNCH
     if ray_says is None and not launched:
         return Decision.SUBMIT
     if ray_says is None:
@@ -100,34 +124,55 @@ def submission_id(job: Launched) -> str:
 
 
 class Reconciler:
-    """Works through the jobs, one pass after the other; one thread, beside which others may call wake and health."""
+    """Works through the jobs, one pass after the other: one thread calls run or step, others the rest."""
 
     def __init__(self, store: Store, launcher: Launcher, settings: ServiceSettings) -> None:
         self._store, self._launcher, self._settings = store, launcher, settings
+        self._lease = Lease(store.leases, settings.lease_s)
         self._awake = threading.Event()
         self._stopping: dict[str, tuple[State, float]] = {}  # jobs that are to stop: since when, on the monotonic clock
-        self._tidied_at = -math.inf  # on the monotonic clock
-        self._health = {"ray": "not looked at yet", "reconciler": "not started"}
+        self._tidied_at = -math.inf  # on the monotonic clock, as these:
+        self._pass_began_at = math.inf
+        self._away_since = math.inf
+        self._health = {"reconciler": "not started"}
 
     def run(self, stop: threading.Event) -> None:
-        """Make passes until told to stop; what goes wrong in one is logged, shown by ``health``, and tried again."""
-        while not stop.is_set():
-            self._awake.clear()
-            self._note("reconciler", self._try_step())
-            self._awake.wait(self._settings.poll_s)
+        """Make passes while this process holds the lease, until told to stop; then give the lease up.
+
+        What goes wrong in a pass is logged, shown by ``health``, and tried again.
+        """
+        with self._lease.kept(self.wake, lambda: not self._stuck()):
+            while not stop.is_set():
+                self._awake.clear()
+                self._note("reconciler", self._try_step() if self._lease.held else self._stand_by())
+                self._awake.wait(self._settings.poll_s)
         self._health = {**self._health, "reconciler": "stopped"}
 
     def wake(self) -> None:
         """Let the next pass begin at once: something has changed, or ``run`` is to stop."""
         self._awake.set()
 
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that reconciles."""
+        return self._lease.held
+
+    @property
+    def leader(self) -> str:
+        """Which process reconciles, as far as this one knows; empty before it has looked."""
+        return self._lease.leader
+
     def health(self) -> dict[str, str]:
-        """Return, for Ray and for the reconciler itself, "ok" or one sentence."""
+        """Return "ok" or one sentence for the reconciler itself and, where it leads, for Ray."""
         return dict(self._health)
 
     def step(self) -> None:
         """Make one pass: end what was cancelled, look after what runs, start what waits; without Ray, nothing of that.
-        Now and then, drop the bundles that nobody needs."""
+        Now and then, drop the bundles that nobody needs.
+
+        Raises:
+            NotLeading: If the lease was held, and ends before the pass does.
+        """
         self._note("ray", self._pass())
         if time.monotonic() - self._tidied_at > TIDY_S:
             dropped = self._store.bundles.drop_unused(datetime.now(UTC) - BUNDLE_KEPT)
@@ -138,30 +183,71 @@ class Reconciler:
     def _pass(self) -> str:
         """Return how Ray behaved: "ok" or one sentence. What it refuses for one job doesn't keep it from the others."""
         try:
-            if not self._launcher.reachable():
-                return "does not answer; jobs keep their state until it does"
-            occupying = self._store.occupying()
-            cancelled_first = sorted(occupying, key=lambda job: job.state is not State.CANCELLING)
-            self._stopping = {job.id: self._since(job) for job in occupying if job.state in STOPPED_AS}
-            words = [_unless_refused(self._look_after, job) for job in cancelled_first]
-            while (job := self._store.claim(self._settings.max_running)) is not None:
-                words.append(_unless_refused(self._launch, job))
+            words = self._work_through()
         except NoRay as error:
+            self._tell_that_ray_is_away()
             return str(error)
+        self._away_since = math.inf
         return next((word for word in words if word != "ok"), "ok")
 
+    def _work_through(self) -> list[str]:
+        if not self._launcher.reachable():
+            raise NoRay("does not answer; jobs keep their state until it does")
+        occupying = self._store.occupying()
+        cancelled_first = sorted(occupying, key=lambda job: job.state is not State.CANCELLING)
+        self._stopping = {job.id: self._since(job) for job in occupying if job.state in STOPPED_AS}
+        words = [_unless_refused(self._look_after, job) for job in cancelled_first]
+        while (job := self._claim()) is not None:
+            words.append(_unless_refused(self._launch, job))
+        return words
+
+    def _claim(self) -> Launched | None:
+        self._check_lease()
+        return self._store.claim(self._settings.max_running)
+
+    def _tell_that_ray_is_away(self) -> None:
+        """Have those whose runners are out of sight say so, once for each absence and attempt."""
+        self._away_since = min(self._away_since, time.monotonic())
+        if time.monotonic() - self._away_since < AWAY_S:
+            return
+        for job in self._store.occupying():
+            launched = job.launched or job.state is State.RUNNING
+            if launched and job.state in RESTARTED_FROM and job.interrupted_at is None:
+                self._check_lease()
+                self._store.interrupt(job.id, job.attempt, AWAY)
+
+    def _check_lease(self) -> None:
+        """Raise NotLeading where another process may act by now. A reconciler that never ran has no lease to lose."""
+        if self._lease.lost:
+            raise NotLeading
+
+    def _stuck(self) -> bool:
+        return time.monotonic() - self._pass_began_at > STUCK_S
+
+    def _stand_by(self) -> str:
+        """Return how this process is, where another one leads: what Ray does is that one's business."""
+        self._health = {"reconciler": self._health["reconciler"]}
+        self._away_since = math.inf
+        return "ok" if self._lease.leader else "has not reached the store yet"
+
     def _try_step(self) -> str:
+        self._pass_began_at = time.monotonic()
         try:
             self.step()
+        except NotLeading:
+            return self._stand_by()
         except StoreUnavailable as error:
             return str(error)
         except Exception as error:
             log.exception("a pass of the reconciler failed; the next one tries again")
             return f"its last pass failed with {type(error).__name__}: {error}"
+        finally:
+            self._pass_began_at = math.inf
         return "ok"
 
     def _look_after(self, job: Launched) -> None:
         ray_says = self._launcher.status(submission_id(job))
+        self._check_lease()
         # refused if the job has moved since we read it: a runner that ended well, a cancel, another reconciler
         with suppress(MoveRefused, Superseded):
             _, since = self._since(job)
@@ -185,6 +271,8 @@ class Reconciler:
                 self._launch(job)
             case Decision.NOTE_LAUNCH:
                 self._store.mark_launched(job.id, job.attempt)
+            case Decision.RECONNECT:
+                self._store.reconnect(job.id, job.attempt, BACK)
             case Decision.RESTART:
                 obstacle = self._launcher.obstacle(submission_id(job))
                 why = obstacle or f"its runner vanished (Ray says {ray_says})"
@@ -207,7 +295,7 @@ class Reconciler:
         """Hand the runner of this attempt to Ray. Cut off anywhere, the next pass does it again under the same id."""
         env = {
             STATE_DIR_VARIABLE: str(self._settings.state_dir),
-            STORE_URL_VARIABLE: self._settings.store_url,
+            **_store_told(self._settings),
             ATTEMPT_VARIABLE: str(job.attempt),
             **self._marked(job),
             **TRAIN_VARIABLES,
@@ -236,7 +324,7 @@ class Reconciler:
         return self._launcher.carry(sha256, lambda: self._store.bundles.content(sha256)) if sha256 else ""
 
     def _note(self, part: str, word: str) -> None:
-        if self._health[part] != word:
+        if self._health.get(part) != word:
             log.log(logging.INFO if word == "ok" else logging.WARNING, "%s: %s", part, word)
         self._health = {**self._health, part: word}
 
@@ -248,6 +336,16 @@ def _kind(job: Launched) -> Kind:
 def _about(job: Launched) -> dict[str, object]:
     """Return what a line in the log is about."""
     return {"job": job.id, "attempt": job.attempt}
+
+
+def _store_told(settings: ServiceSettings) -> dict[str, str]:
+    """Return what tells a runner where the store is, but for a URL with a password on a cluster of others.
+
+    What is submitted to Ray is shown to whoever may ask its Jobs API, stands in its logs, and is in the environment of
+    all workers, where the users' own code runs. So there, the runner has the URL from the node that it starts on.
+    """
+    secret = has_password(settings.store_url) and not settings.own_ray
+    return {} if secret else {STORE_URL_VARIABLE: settings.store_url}
 
 
 def _unless_refused(work: Callable[[Launched], None], job: Launched) -> str:

@@ -34,6 +34,8 @@ class Stored:
     updated_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
+    interrupted_at: datetime | None = None
+    """Since when Ray, where its runner is, doesn't answer; None: it does, or nothing of this attempt could be there."""
     progress: dict[str, Any]
     result: dict[str, Any] | None
     last_event: int

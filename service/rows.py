@@ -166,7 +166,7 @@ def reopen(connection: Connection, kind: Kind, matching: Sequence[Any], reason: 
 
 def _change_state(connection: Connection, matching: Sequence[Any], values: dict[str, Any]) -> list[Row]:
     """Change the state of all that match, each with its event; return them by number."""
-    changed = update(jobs).where(*matching).values(**values, **_touch(1)).returning(*jobs.c)
+    changed = update(jobs).where(*matching).values(**values, interrupted_at=None, **_touch(1)).returning(*jobs.c)
     found = connection.execute(changed).mappings().all()
     for row in found:
         _add_events(connection, row, [_state_event(row)])

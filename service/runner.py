@@ -1,10 +1,10 @@
 """The process of one job: trains it on the Ray cluster it was started in, and writes what happens into the store.
 
 Ray's Jobs API starts it as ``python -m sampa.service.runner JOB_ID``, with SAMPA_STATE_DIR, SAMPA_STORE_URL and
-SAMPA_ATTEMPT in its environment. It may be killed at any time: the next attempt goes on from the newest checkpoint.
-Told to stop, by the store or by SIGTERM, it has a checkpoint written first. It ends with code 0 when the store says
-what became of the job, or that this runner has no more say in it, and with STARTED_TWICE when its attempt has begun
-before, on a cluster that is gone.
+SAMPA_ATTEMPT in its environment; a store URL with a password has to be there on the node, since Ray would show it to
+others. It may be killed at any time: the next attempt goes on from the newest checkpoint. Told to stop, by the store or
+by SIGTERM, it has a checkpoint written first. It ends with code 0 when the store says what became of the job, or that
+this runner has no more say in it, and with STARTED_TWICE when its attempt has begun before, on a cluster that is gone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..workers.marks import why_no_mark
 from ..workers.reports import Once
 from . import brought
 from .records import Job, MoveRefused, Stored, StoreUnavailable, Superseded, Sweep
-from .settings import ATTEMPT_VARIABLE, STARTED_TWICE, ServiceSettings
+from .settings import ATTEMPT_VARIABLE, STARTED_TWICE, STORE_URL_VARIABLE, ServiceSettings
 from .shared import runs_of
 from .states import STOPPED_AS, State, is_final
 from .store import Store
@@ -60,7 +60,7 @@ class Train(Protocol):
 
 def main() -> int:
     """Run the job named on the command line, and return the exit code."""
-    job_id, attempt, settings = sys.argv[1], int(os.environ[ATTEMPT_VARIABLE]), ServiceSettings.from_environment()
+    job_id, attempt, settings = sys.argv[1], int(os.environ[ATTEMPT_VARIABLE]), settings_here()
     told = Told([signal.SIGTERM])
     store = Store(settings.store_url)
     try:
@@ -89,6 +89,16 @@ def why_not_to_begin(store: Store, settings: ServiceSettings, some_id: str, atte
     with suppress(MoveRefused, Superseded):  # it was stopped meanwhile
         patiently(lambda: store.move(some_id, State.FAILED, reason=why, attempt=attempt))
     return 0
+
+
+def settings_here() -> ServiceSettings:
+    """Return the settings of this process, and end it with a sentence if nothing says where the store is."""
+    if STORE_URL_VARIABLE not in os.environ:
+        sys.exit(
+            f"{STORE_URL_VARIABLE} is not set where this runner was started. The service doesn't send a URL with a "
+            "password to a Ray cluster; set it in the environment of the cluster's head, from the Secret of the service"
+        )
+    return ServiceSettings.from_environment()
 
 
 def is_due(job: Stored, attempt: int) -> bool:

@@ -111,6 +111,9 @@ class ServiceSettings(Settings):
     kube_namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")] | None = Field(
         default=None, description="namespace of the RayJobs; that of this pod when left out"
     )
+    lease_s: Annotated[float, Field(ge=0.2, le=60)] = Field(
+        default=5.0, description="seconds after which another API process over the same store looks after the jobs"
+    )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ, **given: Any) -> Self:
@@ -123,6 +126,11 @@ class ServiceSettings(Settings):
             variable_of(name): environment.get(variable_of(name)) for name in cls.model_fields if name not in given
         }
         return cls(**given, **{name: value for name, value in others.items() if value})
+
+    @property
+    def own_ray(self) -> bool:
+        """Whether the jobs run on a local Ray of this service's own, which nobody else can ask anything."""
+        return self.backend == "jobs" and self.ray_address is None
 
     def job_dir(self, job_id: str) -> Path:
         """Return the folder of one job: checkpoints/, model.safetensors and result.json lie there."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, and_, func, select, text, update
@@ -16,6 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from .bundle_table import BundleTable
 from .census import Census
+from .lease import LeaseTable
 from .migrations import upgrade
 from .records import (
     Changed,
@@ -38,6 +40,7 @@ from .records import (
     TooManyWorkers,
 )
 from .rows import (
+    RESTARTED_FROM,
     UNFINISHED,
     Position,
     Row,
@@ -54,7 +57,7 @@ from .rows import (
 from .specs import JobSpec
 from .states import OCCUPYING, Kind, State, cancelled_as, goes_on, paused_as, resumed_as, sources
 from .sweep_table import SweepTable
-from .tables import events, jobs, open_engine
+from .tables import events, jobs, open_engine, show_url
 
 __all__ = [
     "Changed",
@@ -88,6 +91,7 @@ class Store:
         bundles: The users' own code.
         sweeps: Sweeps and their trials.
         census: How much there is of what.
+        leases: Which process does what only one may do.
 
     Raises:
         ValueError: If the URL names another kind of database.
@@ -96,10 +100,11 @@ class Store:
     def __init__(self, url: str) -> None:
         self._engine = open_engine(url)
         self._writing = self._engine.execution_options(writes=True)
-        self.url = self._engine.url.render_as_string(hide_password=True)
+        self.url = show_url(self._engine.url)
         self.bundles = BundleTable(self._read, self._write)
         self.sweeps = SweepTable(self._read, self._write)
         self.census = Census(self._read)
+        self.leases = LeaseTable(self._write)
 
     def migrate(self) -> None:
         """Bring the tables to the layout of this version; safe when several processes do it at once.
@@ -311,6 +316,24 @@ class Store:
         with self._write() as connection:
             connection.execute(update(jobs).where(mine).values(launched=True))
 
+    def interrupt(self, job_id: str, attempt: int, reason: str) -> bool:
+        """Note that Ray, and with it perhaps the runner of this attempt, is away; return whether that was news.
+
+        The state stays, since nobody knows what has become of the runner; any move ends it.
+        """
+        values = {"interrupted_at": datetime.now(UTC), "reason": reason}
+        return self._note(job_id, attempt, jobs.c.interrupted_at.is_(None), values, "interrupted", reason)
+
+    def reconnect(self, job_id: str, attempt: int, reason: str) -> bool:
+        """Note that Ray is back, and the runner of this attempt has gone on meanwhile; return whether that was news."""
+        values = {"interrupted_at": None, "reason": ""}
+        return self._note(job_id, attempt, jobs.c.interrupted_at.is_not(None), values, "reconnected", reason)
+
+    def _note(self, job_id: str, attempt: int, if_so: Any, values: dict[str, Any], kind: str, reason: str) -> bool:
+        mine = [jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.state.in_(RESTARTED_FROM), if_so]
+        with self._write() as connection:
+            return change(connection, mine, values, [(kind, {"reason": reason, "attempt": attempt})]) is not None
+
     def append(
         self,
         job_id: str,
@@ -353,7 +376,7 @@ class Store:
         try:
             yield
         except (OperationalError, InterfaceError, ProgrammingError) as error:
-            raise StoreUnavailable(self.url, str(error.orig)) from error
+            raise StoreUnavailable(self.url, " ".join(str(error.orig).split())) from error
         except PoolTimeoutError as error:
             raise StoreUnavailable(self.url, "all connections are in use") from error
 

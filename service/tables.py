@@ -6,6 +6,7 @@ import json
 import math
 import sqlite3
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Dialect,
+    Double,
     Engine,
     ForeignKey,
     Index,
@@ -30,8 +32,30 @@ from sqlalchemy import (
     event,
     make_url,
 )
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError
 
 BUSY_S = 15.0  # how long a writer of SQLite waits for another one
+
+POSTGRES_LIMITS = {"lock_timeout": "10s", "statement_timeout": "20s", "idle_in_transaction_session_timeout": "60s"}
+"""What the server itself breaks off: waiting for another transaction, one statement, a transaction left open."""
+
+POSTGRES_CONNECTION = {
+    "connect_timeout": 5,  # seconds, for each address of the host
+    "keepalives_idle": 5,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,  # milliseconds
+    "application_name": "sampa",
+}
+"""By which a server that has vanished without a word is noticed: 14 s after the last one. The URL may say otherwise."""
+
+POSTGRES_POOL = {"pool_pre_ping": True, "pool_size": 5, "max_overflow": 10, "pool_timeout": 10.0}
+"""At most 15 connections for each API process (a runner has one or two), since PostgreSQL has 100 for all if nothing
+else is set; one that broke since its last use is replaced."""
+
+
+URL_FORMS = ("sqlite:////path/to/file", "postgresql://user:password@host/database")
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -85,6 +109,7 @@ jobs = Table(
     Column("updated_at", UtcTime, nullable=False),
     Column("started_at", UtcTime),
     Column("ended_at", UtcTime),
+    Column("interrupted_at", UtcTime),
     Column("progress", JSON, nullable=False),
     Column("result", JSON(none_as_null=True)),
     Column("workers", Integer),
@@ -115,6 +140,14 @@ events = Table(
     sqlite_with_rowid=False,
 )
 
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("holder", String(255), nullable=False),
+    Column("ends_at", Double, nullable=False),  # seconds since 1970 by the database's own clock
+)
+
 
 def open_engine(url: str) -> Engine:
     """Return an engine; connections are made when they are used.
@@ -125,21 +158,48 @@ def open_engine(url: str) -> Engine:
     Raises:
         ValueError: If the URL is not one of SQLite or PostgreSQL.
     """
-    parsed = make_url(url)
-    common: dict[str, Any] = {"json_serializer": to_json, "hide_parameters": True, "pool_size": 8, "max_overflow": 32}
+    parsed = _parse(url)
+    common: dict[str, Any] = {"json_serializer": to_json, "hide_parameters": True}
     if parsed.get_backend_name() == "postgresql":
         driver = parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed
-        return create_engine(driver, pool_pre_ping=True, **common)
+        return create_engine(driver, connect_args=_postgres_arguments(parsed), **POSTGRES_POOL, **common)
     if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
-        raise ValueError(
-            f"the store URL {parsed.render_as_string(hide_password=True)} is neither sqlite:////path/to/file "
-            "nor postgresql://user:password@host/database"
-        )
+        raise ValueError(f"the store URL {show_url(parsed)} is neither {' nor '.join(URL_FORMS)}")
     Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    engine = create_engine(parsed, connect_args={"timeout": BUSY_S}, **common)
+    engine = create_engine(parsed, connect_args={"timeout": BUSY_S}, pool_size=8, max_overflow=32, **common)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def has_password(url: str) -> bool:
+    """Say whether whoever reads this store URL learns a password."""
+    parsed = _parse(url)
+    return parsed.password is not None or "password" in parsed.query
+
+
+def show_url(url: URL) -> str:
+    """Return a store URL as logs and errors may show it: its query can hold a password too."""
+    return url.set(query={}).render_as_string(hide_password=True)
+
+
+def _parse(url: str) -> URL:
+    """Return the parts of a URL. What can't be read isn't repeated, since any part of it may be of a password."""
+    parsed = None
+    with suppress(ArgumentError, ValueError):
+        parsed = make_url(url)
+    if parsed is None or "@" in (parsed.host or ""):
+        raise ValueError(
+            f"the store URL can't be read; it is {' or '.join(URL_FORMS)}, with %40 for an @ in the password"
+        )
+    return parsed
+
+
+def _postgres_arguments(url: URL) -> dict[str, Any]:
+    """Return what connections are made with, beside what the URL says itself, which wins."""
+    limits = " ".join(f"-c {name}={value}" for name, value in POSTGRES_LIMITS.items())
+    own = {name: value for name, value in POSTGRES_CONNECTION.items() if name not in url.query}
+    return {**own, "options": f"{limits} {url.query.get('options', '')}".strip()}
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

@@ -5,6 +5,9 @@ import os
 import pytest
 from hypothesis import settings
 
+from .postgres import postgres, postgres_url
+
+__all__ = ["postgres", "postgres_url"]
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")  # torch looks addresses up; a lost answer costs 5 s else
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")

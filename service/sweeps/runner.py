@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from .. import brought
 from ..records import Changed, MoveRefused, Superseded, Sweep
-from ..runner import Journal, Wanted, why_not_to_begin
+from ..runner import Journal, Wanted, settings_here, why_not_to_begin
 from ..settings import ATTEMPT_VARIABLE, ServiceSettings
 from ..store import Store
 from ..told import Told
@@ -22,7 +22,7 @@ from ..told import Told
 
 def main() -> int:
     """Run the sweep named on the command line, and return the exit code."""
-    sweep_id, attempt, settings = sys.argv[1], int(os.environ[ATTEMPT_VARIABLE]), ServiceSettings.from_environment()
+    sweep_id, attempt, settings = sys.argv[1], int(os.environ[ATTEMPT_VARIABLE]), settings_here()
     told = Told([signal.SIGTERM])
     store = Store(settings.store_url)
     try:

@@ -13,6 +13,8 @@ from typing import Any
 class IdleReconciler:
     """Counts how often it is woken."""
 
+    leads, leader = True, "this one"
+
     def __init__(self, ray: str = "ok") -> None:
         self.woken, self.ray = 0, ray
         self.ran = threading.Event()
@@ -44,7 +46,10 @@ class _RayHandler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
         if self.path == "/api/jobs/":
             job_id = body["submission_id"]
-            self.jobs[job_id] = {"submission_id": job_id, "status": "RUNNING", "entrypoint": body["entrypoint"]}
+            if job_id in self.jobs:
+                self._answer(500, f"Job with submission_id {job_id} already exists")
+                return
+            self.jobs[job_id] = {"status": "RUNNING", **body}
         else:
             job_id = self.path.split("/")[-2]
             self.jobs[job_id]["status"] = "STOPPED"

@@ -48,17 +48,23 @@ class ServerProcess:
     ray_url: str | None  # None: a Ray of its own
     port: int = 0
     variables: dict[str, str] = field(default_factory=dict)  # of its environment, beside ours
+    name: str = "server"
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start it and return when it answers."""
+        process = self.spawn()
+        until(lambda: self._live(process), f"an answer of the server; it said {self.log.read_text()}")
+        return process
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """Start it."""
         options = ["--state-dir", str(self.state_dir), "--port", str(self.port)]
         options += ["--ray-address", self.ray_url] if self.ray_url else []
         with self.log.open("ab") as log:
             environment = {**os.environ, **self.variables}
             process = subprocess.Popen([*SAMPA, "serve", *options], stderr=log, stdout=log, env=environment)
         self.processes.append(process)
-        until(lambda: self._live(process), f"an answer of the server; it said {self.log.read_text()}")
         return process
 
     def _live(self, process: subprocess.Popen[bytes]) -> bool | None:
@@ -78,7 +84,7 @@ class ServerProcess:
 
     @property
     def log(self) -> Path:
-        return self.state_dir.parent / "server.log"
+        return self.state_dir.parent / f"{self.name}.log"
 
     @property
     def token(self) -> str:
@@ -104,7 +110,7 @@ class ServerProcess:
         return subprocess.Popen([*SAMPA, *arguments], env=environment, stdout=pipe, stderr=pipe, text=True)
 
     def store(self) -> Store:
-        return Store(f"sqlite:///{self.state_dir}/sampa.db")
+        return Store(self.variables.get("SAMPA_STORE_URL") or f"sqlite:///{self.state_dir}/sampa.db")
 
     def end(self) -> None:
         for process in self.processes:

@@ -40,7 +40,7 @@ def test_a_job_is_created_and_can_be_found(http: httpx.Client, reconciler: IdleR
 def test_a_job_shows_all_its_fields(http: httpx.Client, job: Job) -> None:
     assert http.get(f"/v1/jobs/{job.id}").json().keys() == {
         *("id", "name", "state", "reason", "attempt", "restarts", "created_at", "updated_at", "started_at", "ended_at"),
-        *("progress", "transitions", "spec", "result", "workers", "elastic", "sweep_id"),
+        *("interrupted_at", "progress", "transitions", "spec", "result", "workers", "elastic", "sweep_id"),
     }
 
 

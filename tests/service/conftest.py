@@ -1,9 +1,7 @@
-"""A store and settings of its own for each test; on PostgreSQL too where SAMPA_TEST_POSTGRES names a database."""
+"""A store and settings of its own for each test, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,26 +9,17 @@ import pytest
 from sampa.service.reconciler import Reconciler
 from sampa.service.settings import ServiceSettings
 from sampa.service.store import Store
-from sqlalchemy import create_engine, text
 
 from .samples import FakeRay
 
-POSTGRES = os.environ.get("SAMPA_TEST_POSTGRES")
 
-
-@pytest.fixture(params=["sqlite", *(["postgresql"] if POSTGRES else [])])
-def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A store with nothing in it, not even tables."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/sampa.db"
-        return
-    assert POSTGRES is not None
-    schema = f"test_{uuid.uuid4().hex}"
-    engine = create_engine(POSTGRES.replace("postgresql://", "postgresql+psycopg://"), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE SCHEMA {schema}"))
-        yield f"{POSTGRES}{'&' if '?' in POSTGRES else '?'}options=-csearch_path%3D{schema}"
-        connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
-    engine.dispose()
+        return f"sqlite:///{tmp_path}/sampa.db"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
 
 
 @pytest.fixture

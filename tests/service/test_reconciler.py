@@ -15,7 +15,14 @@ import pytest
 from sampa.service import reconciler as reconciler_module
 from sampa.service.launcher import LaunchRefused
 from sampa.service.local_ray import RayNotStarted
-from sampa.service.reconciler import LOSSES_ALLOWED, TRAIN_VARIABLES, Decision, Reconciler, decide, submission_id
+from sampa.service.reconciler import (
+    LOSSES_ALLOWED,
+    TRAIN_VARIABLES,
+    Decision,
+    Reconciler,
+    decide,
+    submission_id,
+)
 from sampa.service.settings import ServiceSettings
 from sampa.service.states import OCCUPYING, State
 from sampa.service.store import Job, Store, StoreUnavailable
@@ -72,6 +79,22 @@ class TestDecide:
     )
     def test_the_table(self, state: State, launched: bool, ray_says: str | None, decision: Decision) -> None:
         assert decide(a_job(state=state, launched=launched), ray_says, for_s=1) is decision
+
+    @pytest.mark.parametrize(
+        ("state", "launched", "ray_says", "decision"),
+        [
+            (STARTING, True, "PENDING", Decision.RECONNECT),
+            (STARTING, False, "RUNNING", Decision.NOTE_LAUNCH),
+            (RUNNING, True, "RUNNING", Decision.RECONNECT),
+            (RUNNING, True, "FAILED", Decision.RESTART),
+            (RUNNING, True, None, Decision.RESUBMIT),
+        ],
+    )
+    def test_the_table_after_an_absence_of_ray(
+        self, state: State, launched: bool, ray_says: str | None, decision: Decision
+    ) -> None:
+        job = a_job(state=state, launched=launched, interrupted_at=datetime.now(UTC))
+        assert decide(job, ray_says, for_s=1) is decision
 
     @pytest.mark.parametrize(("state", "patience_s"), [(CANCELLING, 10), (PAUSING, 60)])
     def test_a_runner_that_does_not_stop_by_itself_is_ended(self, state: State, patience_s: int) -> None:

@@ -364,6 +364,35 @@ def test_a_store_that_is_no_database_is_said_to_be_unavailable(tmp_path: Path) -
     store.close()
 
 
+class TestInterrupt:
+    def test_it_is_noted_once_and_taken_back_once_and_the_state_stays(self, store: Store) -> None:
+        job = running(store)
+        assert [store.interrupt(job.id, 1, "Ray is away") for _ in range(2)] == [True, False]
+        away = store.job(job.id)
+        assert (away.state, away.reason, away.version) == (State.RUNNING, "Ray is away", job.version + 1)
+        assert away.interrupted_at is not None
+        assert [store.reconnect(job.id, 1, "it is back") for _ in range(2)] == [True, False]
+        back = store.job(job.id)
+        assert (back.state, back.reason, back.interrupted_at) == (State.RUNNING, "", None)
+        told = [(event.kind, event.data) for event in store.events(job.id)[-2:]]
+        assert told == [
+            ("interrupted", {"reason": "Ray is away", "attempt": 1}),
+            ("reconnected", {"reason": "it is back", "attempt": 1}),
+        ]
+
+    def test_a_move_ends_it(self, store: Store) -> None:
+        job = running(store)
+        store.interrupt(job.id, 1, "Ray is away")
+        assert store.move(job.id, State.STARTING, attempt=1, next_attempt=True).interrupted_at is None
+
+    def test_an_old_attempt_or_one_that_has_ended_is_not_interrupted(self, store: Store) -> None:
+        job = running(store)
+        assert not store.interrupt(job.id, 2, "Ray is away")
+        ended = store.move(job.id, State.SUCCEEDED, attempt=1)
+        assert not store.interrupt(job.id, 1, "Ray is away")
+        assert store.job(job.id) == ended
+
+
 @pytest.mark.parametrize("url", ["mysql://host/db", "sqlite://", "sqlite:///:memory:"])
 def test_other_kinds_of_stores_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"neither sqlite.* nor postgresql"):
