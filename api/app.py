@@ -98,13 +98,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _end(app: FastAPI, thread: threading.Thread) -> None:
-    """Wait for the reconciler's pass, then end the local Ray if it is ours; its jobs go on at the next start."""
+    """Wait for the reconciler's pass, then end the local Ray if it is ours alone; its jobs go on at the next start."""
     state = app.state
     thread.join(PASS_DEADLINE_S)
     if state.launcher is not None:
         state.launcher.close()
-        local = state.settings.backend == "jobs" and state.settings.ray_address is None
-        ray = local_ray.find(state.settings.state_dir) if local else None
+        ours = isinstance(state.launcher, local_ray.LocalRayJobs) and state.launcher.alone()
+        ray = local_ray.find(state.settings.state_dir) if ours else None
         if ray is not None:
             log.info("stopping the local Ray; unfinished jobs go on from their newest checkpoints at the next start")
             local_ray.stop(ray)

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -68,11 +69,27 @@ class RayNotStarted(NoRay):
 
 
 class LocalRayJobs:
-    """The Jobs API of the local Ray, which is started when it is first needed, and again when it was lost."""
+    """The Jobs API of the local Ray, which is started when it is first needed, and again when it was lost.
+
+    Of several processes with one state directory each may come to need it, so each shows by a file lock that it is
+    there: see ``alone``.
+    """
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
         self._jobs: RayJobs | None = None
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._users = os.open(state_dir / "ray.users", os.O_RDWR | os.O_CREAT, 0o600)
+        weakref.finalize(self, os.close, self._users)
+        fcntl.flock(self._users, fcntl.LOCK_SH)
+
+    def alone(self) -> bool:
+        """Say whether no other process needs the local Ray; of several that ask as they end, the last one is alone."""
+        try:
+            fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which gives up our share, whatever comes of it
+        except BlockingIOError:
+            return False
+        return True
 
     def reachable(self) -> bool:
         """Make sure that there is a local Ray; may take as long as its start. Raises RayNotStarted."""

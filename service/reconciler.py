@@ -341,8 +341,9 @@ def _about(job: Launched) -> dict[str, object]:
 def _store_told(settings: ServiceSettings) -> dict[str, str]:
     """Return what tells a runner where the store is, but for a URL with a password on a cluster of others.
 
-    What is submitted to Ray is shown to whoever may ask its Jobs API, stands in its logs, and is in the environment of
-    all workers, where the users' own code runs. So there, the runner has the URL from the node that it starts on.
+    What is submitted to Ray is shown to whoever may ask its Jobs API (Ray 2.60 hides it from browsers alone), stands in
+    its logs, and is in the environment of all workers, where the users' own code runs. So there, the runner has the URL
+    from the node that it starts on.
     """
     secret = has_password(settings.store_url) and not settings.own_ray
     return {} if secret else {STORE_URL_VARIABLE: settings.store_url}

@@ -156,13 +156,17 @@ def open_engine(url: str) -> Engine:
     that has to give up half-way because another one was faster.
 
     Raises:
-        ValueError: If the URL is not one of SQLite or PostgreSQL.
+        ValueError: If the URL is not one of SQLite or PostgreSQL, or the package for that is missing.
     """
     parsed = _parse(url)
     common: dict[str, Any] = {"json_serializer": to_json, "hide_parameters": True}
     if parsed.get_backend_name() == "postgresql":
         driver = parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed
-        return create_engine(driver, connect_args=_postgres_arguments(parsed), **POSTGRES_POOL, **common)
+        try:
+            return create_engine(driver, connect_args=_postgres_arguments(parsed), **POSTGRES_POOL, **common)
+        except ModuleNotFoundError as error:
+            sentence = f"PostgreSQL needs the package {error.name}; install it with pip install 'sampa[postgres]'"
+            raise ValueError(sentence) from error
     if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
         raise ValueError(f"the store URL {show_url(parsed)} is neither {' nor '.join(URL_FORMS)}")
     Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -44,6 +44,18 @@ def test_a_job_shows_all_its_fields(http: httpx.Client, job: Job) -> None:
     }
 
 
+def test_a_job_whose_ray_is_away_says_so(http: httpx.Client, store: Store, running: Job) -> None:
+    before = http.get(f"/v1/jobs/{running.id}")
+    store.interrupt(running.id, 1, "Ray does not answer")
+    headers = {"If-None-Match": before.headers["etag"]}
+    away = http.get(f"/v1/jobs/{running.id}", headers=headers).json()
+    assert (away["state"], away["reason"]) == ("RUNNING", "Ray does not answer")
+    [event] = http.get(f"/v1/jobs/{running.id}/events", params={"kind": "interrupted"}).json()["items"]
+    assert event["data"] == {"reason": "Ray does not answer", "attempt": 1}
+    assert away["interrupted_at"] is not None
+    assert before.json()["interrupted_at"] is None
+
+
 def test_a_spec_that_was_shown_can_be_submitted_again(http: httpx.Client, job: Job) -> None:
     spec = http.get(f"/v1/jobs/{job.id}").json()["spec"]
     assert http.post("/v1/jobs", json=spec).json()["spec"] == spec

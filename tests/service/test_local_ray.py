@@ -27,6 +27,15 @@ local_ray.find_or_start(Path(sys.argv[1]))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
+USER = """
+import sys, time
+from pathlib import Path
+from sampa.service.local_ray import LocalRayJobs
+user = LocalRayJobs(Path(sys.argv[1]))
+print("here", flush=True)
+time.sleep(60)
+"""
+
 
 @pytest.fixture(autouse=True)
 def _leave_no_logs(tmp_path: Path) -> Iterator[None]:
@@ -52,6 +61,17 @@ def test_where_none_was_started_none_is_found(tmp_path: Path) -> None:
     assert local_ray.find(tmp_path) is None
     (tmp_path / "ray.json").write_text("no json")
     assert local_ray.find(tmp_path) is None
+
+
+def test_the_last_of_those_who_need_it_is_alone(tmp_path: Path) -> None:
+    first, second = LocalRayJobs(tmp_path), LocalRayJobs(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", USER, tmp_path], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "here\n"
+        assert not first.alone()
+        assert not second.alone()
+        other.kill()
+    assert second.alone()
 
 
 def test_one_that_does_not_answer_is_not_found(tmp_path: Path, sleeper: psutil.Process) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -171,6 +172,12 @@ class TestSecrets:
         with pytest.raises(ValueError, match="the store URL") as caught:
             Store(url)
         assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_missing_driver_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ValueError, match=r"needs the package psycopg; install it with pip install 'sampa\[postgres\]'"):
+        Store("postgresql://sampa@db/sampa")
 
 
 def hidden(told: str, postgres: Postgres) -> bool:

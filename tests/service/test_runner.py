@@ -392,7 +392,7 @@ sys.exit(runner.main())
         self, store: Store, job: Job, settings: ServiceSettings
     ) -> None:
         with self.start(job, settings) as process:
-            wait_until(lambda: store.job(job.id).state is State.RUNNING)
+            wait_until(lambda: "log" in kinds(store, job))
             store.pause(job.id)
             assert process.wait(10) == 0
         assert store.job(job.id).state is State.PAUSED
@@ -419,6 +419,16 @@ sys.exit(runner.main())
         failed = store.job(job.id)
         assert failed.state is State.FAILED
         assert failed.reason.startswith(f"the storage is not shared: {settings.state_dir}/jobs on ")
+
+    @pytest.mark.parametrize("module", ["sampa.service.runner", "sampa.service.sweeps.runner"])
+    def test_where_nobody_says_where_the_store_is_it_ends_with_a_word(self, tmp_path: Path, module: str) -> None:
+        others = {name: value for name, value in os.environ.items() if name != "SAMPA_STORE_URL"}
+        env = {**others, "SAMPA_STATE_DIR": str(tmp_path), "SAMPA_ATTEMPT": "1"}
+        command = [sys.executable, "-m", module, "0123456789ab"]
+        ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+        assert ended.returncode == 1
+        assert ended.stderr.startswith("SAMPA_STORE_URL is not set where this runner was started.")
+        assert list(tmp_path.iterdir()) == [], "no store of its own is made"
 
     def test_importing_it_loads_neither_ray_nor_torch(self) -> None:
         code = f"import sys, {runner.__name__}; print([m for m in ('ray', 'torch', 'numpy') if m in sys.modules])"
