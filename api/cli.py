@@ -87,13 +87,17 @@ def serve(
     store: Annotated[
         str | None, typer.Option(help="URL of the store; SQLite in the state directory when left out")
     ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="where jobs' files lie, a path or s3://bucket/prefix; the state directory when left out"),
+    ] = None,
     max_running: Annotated[int | None, typer.Option(min=1, help="jobs that run at once; 2 when left out")] = None,
 ) -> None:
     """Run the API, with a local Ray unless --ray-address is given; settings may also be in the environment."""
     from .serve import CannotServe, serve_until_stopped
 
     given = {"host": host, "port": port, "state_dir": state_dir, "ray_address": ray_address}
-    given |= {"store_url": store, "max_running": max_running}
+    given |= {"store_url": store, "storage": storage, "max_running": max_running}
     try:
         serve_until_stopped({name: value for name, value in given.items() if value is not None})
     except CannotServe as error:

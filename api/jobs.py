@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Container
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
@@ -12,6 +11,7 @@ from fastapi.responses import FileResponse
 from ..service.specs import JobSpec
 from ..service.states import State
 from ..service.store import Event, Job, Store
+from .downloads import file_reply
 from .models import (
     Checkpoint,
     CheckpointList,
@@ -40,7 +40,6 @@ from .replies import (
     all_events,
     answer,
     check_storage,
-    file_reply,
     heard,
     listed,
     past_of,
@@ -54,6 +53,7 @@ from .replies import (
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=EVERYWHERE)
 NO_JOB = documented("no-such-job")
 CANCELLED = documented("no-such-job", "part-of-sweep")
+NO_STORAGE = documented("no-storage")
 STEERED = documented("no-such-job", "wrong-state", "part-of-sweep")
 EXAMPLE = {
     "name": "digits-sampa",
@@ -66,6 +66,7 @@ EXAMPLE = {
     "pairs": 1,
 }
 MODEL_FILE = "model.safetensors"
+CHECKPOINTS = "checkpoints"
 
 
 @router.post(
@@ -166,15 +167,20 @@ def metrics(request: Request, job_id: str, query: Annotated[MetricQuery, Query()
     return answer(MetricPage(items=items, next=shown[-1].seq if more else None))
 
 
-@router.get("/{job_id}/checkpoints", response_model=CheckpointList, summary="List the checkpoints", responses=NO_JOB)
+@router.get(
+    "/{job_id}/checkpoints",
+    response_model=CheckpointList,
+    summary="List the checkpoints",
+    responses={**NO_JOB, **NO_STORAGE},
+)
 def checkpoints(request: Request, job_id: str) -> Response:
     """Return all checkpoints that were written, and which are still there."""
-    folder = settings_of(request).job_dir(job_id)
     found = all_events(store_of(request), job_id, "checkpoint")
-    return answer(CheckpointList(items=[_checkpoint(event, folder) for event in found]))
+    there = {f"{CHECKPOINTS}/{name}" for name in (settings_of(request).job_storage(job_id) / CHECKPOINTS).names()}
+    return answer(CheckpointList(items=[_checkpoint(event, there) for event in found]))
 
 
-def _checkpoint(event: Event, folder: Path) -> Checkpoint:
+def _checkpoint(event: Event, there: Container[str]) -> Checkpoint:
     data: dict[str, Any] = event.data
     path = str(data.get("path", ""))
     return Checkpoint(
@@ -183,7 +189,7 @@ def _checkpoint(event: Event, folder: Path) -> Checkpoint:
         step=data.get("step"),
         bytes=data.get("bytes"),
         path=path,
-        available=bool(path) and (folder / path).exists(),
+        available=path in there,
     )
 
 
@@ -197,7 +203,7 @@ def _checkpoint(event: Event, folder: Path) -> Checkpoint:
             "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
         },
         304: {"description": "It is the file in If-None-Match"},
-        **documented("no-such-job", "no-model-yet", "model-gone"),
+        **documented("no-such-job", "no-model-yet", "model-gone", "no-storage"),
     },
 )
 def model(request: Request, job_id: str, known: Known = None) -> Response:
@@ -205,10 +211,10 @@ def model(request: Request, job_id: str, known: Known = None) -> Response:
     job = store_of(request).job(job_id)
     if job.state is not State.SUCCEEDED:
         raise Problem("no-model-yet", _why_no_model(job), state=job.state)
-    path = settings_of(request).job_dir(job_id) / MODEL_FILE
+    storage = settings_of(request).job_storage(job_id)
     try:
-        return file_reply(path, "application/octet-stream", known, f"{job.name}.safetensors")
-    except OSError as error:
+        return file_reply(request, storage, MODEL_FILE, "application/octet-stream", known, f"{job.name}.safetensors")
+    except FileNotFoundError as error:
         detail = f"Job {job_id} has succeeded, but its {MODEL_FILE} was removed; submit the job again to train it anew."
         raise Problem("model-gone", detail) from error
 

@@ -38,6 +38,7 @@ from ..service.store import (
     TooManyWorkers,
 )
 from ..service.sweeps.spec import SweepSpec
+from ..workers.storage import StorageError
 from .faults import Fault, faults_in, summary
 
 log = logging.getLogger("sampa.api")
@@ -72,6 +73,7 @@ KINDS: Mapping[str, tuple[int, str]] = {
     "internal": (500, "Something is wrong in the server"),
     "not-ready": (503, "The server is not ready"),
     "storage-not-shared": (503, "The server is deployed in a way in which no job can run"),
+    "no-storage": (503, "The storage can't be used"),
 }
 AS_SAID: Mapping[type[StoreError], str] = {
     NoSuchJob: "no-such-job",
@@ -122,7 +124,7 @@ def install(app: FastAPI) -> None:
 
         app.add_exception_handler(kind, answer)
 
-    for kind in (Problem, StoreError, BundleRefused, RequestValidationError, HTTPException, Exception):
+    for kind in (Problem, StoreError, StorageError, BundleRefused, RequestValidationError, HTTPException, Exception):
         handle(kind)
 
 
@@ -148,6 +150,9 @@ def problem_of(request: Request, error: Exception) -> Problem:  # noqa: PLR0911 
             return invalid_body("invalid-request", [Fault(tuple(field.split(".")), str(error))])
         case StoreUnavailable():
             return Problem("not-ready", str(error), headers={"Retry-After": "1"})
+        case StorageError():
+            said = str(error)
+            return Problem("no-storage", _sentence(said[:1].upper() + said[1:]), headers={"Retry-After": "10"})
         case RequestValidationError():
             return _invalid(request, error)
         case HTTPException():

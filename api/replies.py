@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import Header, Query, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 
 from ..service.settings import ServiceSettings
 from ..service.shared import runs_of
@@ -133,17 +132,6 @@ def heard(request: Request, record: Job | Sweep, query: EventQuery, accept: str,
     seen = page[-1].seq if page else after
     last = seen if len(page) == query.limit else max(seen, record.last_event)
     return answer(EventPage.of(page, last))
-
-
-def file_reply(path: Path, media_type: str, known: str | None, name: str | None = None) -> Response:
-    """Return a file, to be kept under ``name`` if one is given; or that it is the one that is known.
-
-    Raises:
-        OSError: If it is not there.
-    """
-    file = FileResponse(path, media_type=media_type, filename=name, stat_result=path.stat())
-    tag = file.headers["etag"]
-    return Response(status_code=304, headers={"ETag": tag}) if matches(known, tag) else file
 
 
 def past_of(store: Store, job: Job) -> dict[str, Any]:

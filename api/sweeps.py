@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
@@ -17,6 +17,7 @@ from ..service.store import Job, Store, Sweep
 from ..service.sweeps.answer import PLOT_FILE, REPORT_FILE
 from ..service.sweeps.promotion import promoted
 from ..service.sweeps.spec import SweepSpec
+from .downloads import file_reply
 from .faults import Fault, faults_of
 from .models import Data, EventPage, job_answer
 from .problems import Problem, documented, invalid_body
@@ -32,7 +33,6 @@ from .replies import (
     LastEvent,
     answer,
     check_storage,
-    file_reply,
     heard,
     listed,
     past_of,
@@ -61,7 +61,7 @@ from .sweep_models import (
 router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], responses=EVERYWHERE)
 NO_SWEEP = documented("no-such-sweep")
 NO_TRIAL = documented("no-such-sweep", "no-such-trial")
-NO_REPORT = documented("no-such-sweep", "no-report-yet")
+NO_REPORT = documented("no-such-sweep", "no-report-yet", "no-storage")
 STEERED = documented("no-such-sweep", "wrong-state")
 EXAMPLE = {
     "name": "rho",
@@ -205,7 +205,7 @@ def _steered(request: Request, act: Callable[[Store], Sweep]) -> Response:
     summary="Make jobs of the recommended configuration",
     responses={
         200: {"model": PromotedJobs, "description": "The key was used before: the jobs of then"},
-        **documented("no-such-sweep", "no-report-yet", "no-recommendation"),
+        **documented("no-such-sweep", "no-report-yet", "no-recommendation", "no-storage"),
         **BODY,
     },
 )
@@ -235,7 +235,8 @@ def _promoted(sweep: Sweep, values: Data, asked: Promote) -> list[JobSpec]:
 
 
 def _recommended_values(request: Request, sweep: Sweep) -> Data:
-    report = json.loads(_report_of(request, sweep).read_text(encoding="utf-8"))
+    with _known_report(sweep):
+        report = json.loads(settings_of(request).job_storage(sweep.id).read(REPORT_FILE))
     recommended = report.get("recommended")
     if not recommended:
         why = report.get("why_not") or "it has too few trials"
@@ -308,8 +309,7 @@ def trial_events(
 )
 def report(request: Request, sweep_id: str, known: Known = None) -> Response:
     """Return the answer so far: what is recommended, how sure that is, and whether SAMPa is worth it."""
-    path = _report_of(request, store_of(request).sweeps.get(sweep_id))
-    return file_reply(path, "application/json", known)
+    return _report_file(request, sweep_id, REPORT_FILE, "application/json", known)
 
 
 @router.get(
@@ -320,14 +320,21 @@ def report(request: Request, sweep_id: str, known: Known = None) -> Response:
 )
 def picture(request: Request, sweep_id: str, known: Known = None) -> Response:
     """Return the plot of the metric over the searched field, with the baselines and the recommended value."""
-    path = _report_of(request, store_of(request).sweeps.get(sweep_id), PLOT_FILE)
-    return file_reply(path, "image/png", known)
+    return _report_file(request, sweep_id, PLOT_FILE, "image/png", known)
 
 
-def _report_of(request: Request, sweep: Sweep, name: str = REPORT_FILE) -> Path:
-    """Return where a file of the report is."""
-    path = settings_of(request).job_dir(sweep.id) / name
-    if not path.is_file():
+def _report_file(request: Request, sweep_id: str, name: str, media_type: str, known: str | None) -> Response:
+    sweep = store_of(request).sweeps.get(sweep_id)
+    with _known_report(sweep):
+        return file_reply(request, settings_of(request).job_storage(sweep_id), name, media_type, known)
+
+
+@contextmanager
+def _known_report(sweep: Sweep) -> Iterator[None]:
+    """Say of a file of the report that is not there why it isn't."""
+    try:
+        yield
+    except FileNotFoundError as error:
         comes = f"ended {sweep.state} without one" if sweep.ended_at else "has one once some of its trials have ended"
-        raise Problem("no-report-yet", f"Sweep {sweep.id} is {sweep.state}; it {comes}.", state=sweep.state)
-    return path
+        detail = f"Sweep {sweep.id} is {sweep.state}; it {comes}."
+        raise Problem("no-report-yet", detail, state=sweep.state) from error

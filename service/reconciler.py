@@ -29,7 +29,7 @@ from .launcher import OVER, Launcher, LaunchRefused, NoRay
 from .lease import Lease
 from .records import Job, MoveRefused, StoreUnavailable, Superseded, Sweep
 from .rows import RESTARTED_FROM
-from .settings import ATTEMPT_VARIABLE, STATE_DIR_VARIABLE, STORE_URL_VARIABLE, ServiceSettings
+from .settings import ATTEMPT_VARIABLE, STATE_DIR_VARIABLE, STORAGE_VARIABLE, STORE_URL_VARIABLE, ServiceSettings
 from .shared import runs_of
 from .states import STOPPED_AS, Kind, State
 from .store import Store
@@ -296,6 +296,7 @@ class Reconciler:
         env = {
             STATE_DIR_VARIABLE: str(self._settings.state_dir),
             **_store_told(self._settings),
+            STORAGE_VARIABLE: self._settings.storage,
             ATTEMPT_VARIABLE: str(job.attempt),
             **self._marked(job),
             **TRAIN_VARIABLES,

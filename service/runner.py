@@ -1,10 +1,11 @@
 """The process of one job: trains it on the Ray cluster it was started in, and writes what happens into the store.
 
-Ray's Jobs API starts it as ``python -m sampa.service.runner JOB_ID``, with SAMPA_STATE_DIR, SAMPA_STORE_URL and
-SAMPA_ATTEMPT in its environment; a store URL with a password has to be there on the node, since Ray would show it to
-others. It may be killed at any time: the next attempt goes on from the newest checkpoint. Told to stop, by the store or
-by SIGTERM, it has a checkpoint written first. It ends with code 0 when the store says what became of the job, or that
-this runner has no more say in it, and with STARTED_TWICE when its attempt has begun before, on a cluster that is gone.
+Ray's Jobs API starts it as ``python -m sampa.service.runner JOB_ID``, with SAMPA_STATE_DIR, SAMPA_STORE_URL,
+SAMPA_STORAGE and SAMPA_ATTEMPT in its environment; a store URL with a password has to be there on the node, since Ray
+would show it to others. It may be killed at any time: the next attempt goes on from the newest checkpoint. Told to
+stop, by the store or by SIGTERM, it has a checkpoint written first. It ends with code 0 when the store says what became
+of the job, or that this runner has no more say in it, and with STARTED_TWICE when its attempt has begun before, on a
+cluster that is gone.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..workers.marks import why_no_mark
 from ..workers.reports import Once
+from ..workers.storage import Storage, StorageError
 from . import brought
 from .records import Job, MoveRefused, Stored, StoreUnavailable, Superseded, Sweep
 from .settings import ATTEMPT_VARIABLE, STARTED_TWICE, STORE_URL_VARIABLE, ServiceSettings
@@ -48,7 +49,7 @@ class Train(Protocol):
     def __call__(
         self,
         plan: Plan,
-        directory: Path,
+        directory: Storage,
         *,
         on_reports: Callable[[Sequence[Report]], None],
         orders: Callable[[], Orders],
@@ -68,7 +69,7 @@ def main() -> int:
             return code
         train = _connected(store)
         told.listen()  # not before: until then there is nothing to write, and SIGTERM ends the process at once
-        return run(store, settings.job_dir(job_id), job_id, attempt, train, told)
+        return run(store, lambda: settings.job_storage(job_id), job_id, attempt, train, told)
     finally:
         store.close()
 
@@ -106,22 +107,25 @@ def is_due(job: Stored, attempt: int) -> bool:
     return job.attempt == attempt and job.state in {State.STARTING, State.RUNNING}
 
 
-def run(store: Store, directory: Path, job_id: str, attempt: int, train: Train, told: Told) -> int:
+def run(store: Store, opened: Callable[[], Storage], job_id: str, attempt: int, train: Train, told: Told) -> int:
     """Train the job and write down how it ended, or that it was stopped; return the exit code.
 
-    Whatever the job itself does wrong is an outcome. An exception is a fault of what it runs on: it leaves a line in
-    the job's log and an exit code, by which the reconciler knows to start the job again; so does a stop that only this
-    process was told of.
+    Its files lie where ``opened`` says. Whatever the job itself does wrong is an outcome. An exception is a fault of
+    what it runs on: it leaves a line in the job's log and an exit code, by which the reconciler knows to start the job
+    again; so does a stop that only this process was told of.
     """
     journal = Journal(store, job_id, attempt)
     wanted = Wanted(store, job_id, attempt, told)
     try:
         if wanted.orders().stop:
             return journal.stopped()
+        storage = usable(opened, wanted, journal)
+        if storage is None:
+            return journal.stopped()
         assert isinstance(wanted.record, Job)
         outcome = train(
             wanted.record.spec,
-            directory,
+            storage,
             on_reports=journal.add,
             orders=wanted.orders,
             attempt=attempt,
@@ -303,6 +307,31 @@ def patiently(act: Callable[[], Answer], patience_s: float = PATIENCE_S) -> Answ
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
+
+
+def usable(opened: Callable[[], Storage], wanted: Wanted, journal: Journal) -> Storage | None:
+    """Return the storage as soon as files can be written to it, or None if the run is to stop before.
+
+    One that is away costs no job anything but the time: it waits, and its log says for what.
+
+    Raises:
+        Superseded: If this runner has no more say.
+    """
+    told = ""
+    while True:
+        try:
+            storage = opened()
+            storage.check()
+        except StorageError as error:
+            if str(error) != told:
+                told = str(error)
+                journal.last_words(f"waiting for the storage: {told}")
+        else:
+            return storage
+        wanted.look()
+        if wanted.stop:
+            return None
+        time.sleep(LOOK_S)
 
 
 def _connected(store: Store) -> Train:

@@ -11,11 +11,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, AliasGenerator, BeforeValidator, ConfigDict, Field, SecretStr
 
 from ..workers.settings import Settings
+from ..workers.storage import Storage, address
 from .bundles import BundleLimits
 
 STATE_DIR_VARIABLE = "SAMPA_STATE_DIR"
 STORE_URL_VARIABLE = "SAMPA_STORE_URL"
 TOKEN_VARIABLE = "SAMPA_TOKEN"
+STORAGE_VARIABLE = "SAMPA_STORAGE"
 ATTEMPT_VARIABLE = "SAMPA_ATTEMPT"  # tells a runner which attempt at its job it is
 STARTED_TWICE = 75
 """The exit code of a runner whose attempt had begun before. When the head of a RayJob is lost, KubeRay makes a new one
@@ -70,11 +72,17 @@ class ServiceSettings(Settings):
     )
 
     state_dir: AbsolutePath = Field(
-        default=Path("~/.sampa"), description="the store, the token, the jobs' checkpoints and models"
+        default=Path("~/.sampa"),
+        description="the store and the token; the jobs' files too, unless storage says otherwise",
     )
     store_url: str = Field(
         default_factory=_sqlite_url,
         description="an SQLAlchemy URL; SQLite in the state directory when left out",
+    )
+    storage: Annotated[str, AfterValidator(address)] = Field(
+        default_factory=lambda fields: str(fields.get("state_dir", "")),
+        description="where checkpoints, models and results lie: a path that all nodes share, or s3://bucket/prefix; "
+        "the state directory when left out",
     )
     ray_address: Annotated[str, Field(pattern=r"^https?://")] | None = Field(
         default=None,
@@ -132,6 +140,10 @@ class ServiceSettings(Settings):
         """Whether the jobs run on a local Ray of this service's own, which nobody else can ask anything."""
         return self.backend == "jobs" and self.ray_address is None
 
-    def job_dir(self, job_id: str) -> Path:
-        """Return the folder of one job: checkpoints/, model.safetensors and result.json lie there."""
-        return self.state_dir / "jobs" / job_id
+    def job_storage(self, job_id: str) -> Storage:
+        """Return where the files of one job or sweep lie: checkpoints/, model.safetensors and result.json; its report.
+
+        Raises:
+            StorageError: If it is away already when it is to be opened.
+        """
+        return Storage.at(self.storage) / "jobs" / job_id

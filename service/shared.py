@@ -21,7 +21,7 @@ _REMOTE = frozenset(
 
 def runs_of(settings: ServiceSettings) -> Path | None:
     """Return the directory of all runs, which all must share; None where they are in a storage of objects."""
-    return settings.job_dir("any").parent
+    return Path(settings.storage) / "jobs" if os.path.isabs(settings.storage) else None
 
 
 def is_on_own_disk(directory: Path) -> bool:

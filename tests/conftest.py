@@ -31,3 +31,22 @@ def ray_cluster():
 
     settle()
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory):
+    """An S3 for all tests, and its keys in the environment."""
+    from .s3 import KEYS, S3Server
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in KEYS.items():
+            patch.setenv(name, value)
+        server = S3Server(tmp_path_factory.mktemp("s3"))
+        yield server
+        server.close()
+
+
+@pytest.fixture
+def bucket(s3):
+    """The name of a bucket of the test's own."""
+    return s3.new_bucket()

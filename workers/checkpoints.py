@@ -1,6 +1,6 @@
-"""Checkpoints: a run's whole state in one file, written aside and renamed, so that what is there is complete.
+"""Checkpoints: a run's whole state in one file, which is there as a whole or not at all.
 
-They lie in Ray Train's storage, on any of its file systems. They don't go through ``ray.train.report``: that is
+They lie in the run's storage, on any file system. They don't go through ``ray.train.report``: that is
 a barrier over all workers of a Ray Train run, and its list of checkpoints is rewritten in place, so that a kill
 at the wrong moment leaves a directory that Ray Train refuses to resume from (read in Ray 2.60.0). Whoever writes one
 copies the state first and writes in a thread, so that no other worker waits for the storage.
@@ -8,23 +8,20 @@ copies the state first and writes in a thread, so that no other worker waits for
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
 from typing import Any
 from uuid import uuid4
 
 import torch
-from pyarrow import fs
 
 from .errors import CheckpointError
 from .plan import Plan
 from .state import State
+from .storage import Storage, StorageError, insistently
 
 _FORMAT = 3
 _LONGEST_S = 600.0  # that a checkpoint may take, once somebody must wait for it
@@ -71,27 +68,25 @@ class Checkpoints:
     """The checkpoints of one run, as one worker writes and reads them.
 
     Args:
-        filesystem: Where they are.
-        directory: The run's directory on it; they lie in ``checkpoints`` below.
+        storage: The run's; they lie in ``checkpoints`` below.
         identity: What must be the same for a checkpoint to be of use: the plan and the model's layout.
         keep: How many of the newest stay.
         writer: Name of this worker, by which the files that a killed one left half-written are told apart.
     """
 
-    def __init__(
-        self, filesystem: fs.FileSystem, directory: str, identity: dict[str, Any], keep: int, writer: str
-    ) -> None:
-        self._fs, self._identity, self._keep, self._writer = filesystem, identity, keep, writer
-        self._directory = PurePosixPath(directory) / "checkpoints"
+    def __init__(self, storage: Storage, identity: dict[str, Any], keep: int, writer: str) -> None:
+        self._identity, self._keep, self._writer = identity, keep, writer
+        self._files = storage / "checkpoints"
         self._thread = threading.Thread()
         self._error: Exception | None = None
         self.probe: Callable[[int], None] = lambda step: None  # called while the checkpoint of a step is being written
 
-    def save(self, state: State, record: Record, done: Callable[[Saved], None]) -> None:
+    def save(self, state: State, record: Record, done: Callable[[Saved], None], *, last: bool = False) -> None:
         """Copy the state and write it in the background; ``done`` is called there once it is durable.
 
         While the one before is still being written, waits for it a little and then leaves this one out: training
-        doesn't wait for slow storage.
+        doesn't wait for slow storage. Nor does it end for a remote one that is away: then this one is left out too,
+        unless it is the ``last``, which is tried again, and ``settle`` raises if it isn't written.
 
         Raises:
             CheckpointError: If the one before could not be written.
@@ -113,7 +108,7 @@ class Checkpoints:
             "tensors": [tensor.detach().to("cpu", copy=True) for tensor in state.tensors()],
             "record": asdict(record),
         }
-        self._thread = threading.Thread(target=self._write, args=(content, done), name="checkpoint", daemon=True)
+        self._thread = threading.Thread(target=self._write, args=(content, done, last), name="checkpoint", daemon=True)
         self._thread.start()
 
     def settle(self) -> None:
@@ -121,11 +116,12 @@ class Checkpoints:
 
         Raises:
             CheckpointError: If the last one could not be written, or not within ``_LONGEST_S`` seconds.
+            StorageError: If the storage was away when the run's last one was to be written.
         """
         self._wait(_LONGEST_S)
         if self._thread.is_alive():
             raise CheckpointError(
-                f"a checkpoint is not written to {self._directory} after {_LONGEST_S:g} s; see whether the storage "
+                f"a checkpoint is not written to {self._files} after {_LONGEST_S:g} s; see whether the storage "
                 f"answers. The checkpoints before it are kept."
             )
 
@@ -136,51 +132,57 @@ class Checkpoints:
         if error is not None:
             raise error
 
-    def _write(self, content: dict[str, Any], done: Callable[[Saved], None]) -> None:
-        name = f"step-{content['step']:09d}.ckpt"
-        aside = str(self._directory / f".{name}.{self._writer}.{uuid4().hex}")
+    def _write(self, content: dict[str, Any], done: Callable[[Saved], None], last: bool) -> None:
         try:
-            self._fs.create_dir(str(self._directory), recursive=True)
-            with self._fs.open_output_stream(aside) as file:
-                torch.save(content, file)
-            self.probe(content["step"])
-            self._make_durable(aside)
-            self._fs.move(aside, str(self._directory / name))
-            self._make_durable(str(self._directory))
+            if last:
+                insistently(lambda: self._put(content))
+            else:
+                self._put(content)
             saved = self.describe(content["step"])
             self._drop_old()
             done(saved)
+        except StorageError as error:
+            if last:
+                self._error = error
+            else:
+                print(f"the checkpoint of step {content['step']} is left out: {error}; training goes on")
         except Exception as error:
             self._error = CheckpointError(
-                f"the checkpoint of step {content['step']} can't be written to {self._directory}: {error}; make room "
+                f"the checkpoint of step {content['step']} can't be written to {self._files}: {error}; make room "
                 f"there, or check its permissions. The checkpoints before it are kept."
             )
-            with suppress(OSError):
-                self._fs.delete_file(aside)
+
+    def _put(self, content: dict[str, Any]) -> None:
+        name = f"step-{content['step']:09d}.ckpt"
+        with self._files.writing(name, aside=f".{name}.{self._writer}.{uuid4().hex}", durable=True) as file:
+            torch.save(content, file)
+            self.probe(content["step"])
 
     def sweep(self, writing: Collection[str]) -> None:
         """Remove what killed workers left half-written: all but the files of those who may still be at it."""
-        for name in self._names():
+        for name in self._files.names():
             match = _ASIDE.fullmatch(name)
             if match and match["writer"] not in writing:
-                with suppress(FileNotFoundError):
-                    self._fs.delete_file(str(self._directory / name))
+                self._files.remove(name)
 
     def describe(self, step: int) -> Saved:
         """Return what there is to say of the checkpoint of ``step``."""
         name = f"step-{step:09d}.ckpt"
-        return Saved(step, f"checkpoints/{name}", self._fs.get_file_info(str(self._directory / name)).size)
+        return Saved(step, f"checkpoints/{name}", self._files.info(name).size)
 
     def load_newest(self) -> dict[str, Any] | None:
         """Return the content of the newest checkpoint that can be read, or None if there is none.
 
         Raises:
             CheckpointError: If it is of another plan or model.
+            StorageError: If the storage is away: then nobody knows which one is the newest.
         """
         for step in sorted(self.steps(), reverse=True):
             try:
-                with self._fs.open_input_file(str(self._directory / f"step-{step:09d}.ckpt")) as file:
+                with self._files.reading(f"step-{step:09d}.ckpt") as file:
                     content: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+            except StorageError:
+                raise
             except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
                 print(f"the checkpoint of step {step} can't be read ({error}); taking the one before it")
                 continue
@@ -190,38 +192,25 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps of which there is a checkpoint, in no order."""
-        return [int(match[1]) for match in map(_NAME.fullmatch, self._names()) if match]
+        return [int(match[1]) for match in map(_NAME.fullmatch, self._files.names()) if match]
 
     def _check(self, content: dict[str, Any]) -> None:
         if content["format"] != _FORMAT:
             raise CheckpointError(
-                f"the checkpoints in {self._directory} are of format {content['format']}, this version reads "
+                f"the checkpoints in {self._files} are of format {content['format']}, this version reads "
                 f"{_FORMAT}; use the version of sampa that wrote them, or another directory"
             )
         theirs, ours = content["identity"], self._identity
         different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
         if different:
             raise CheckpointError(
-                f"the checkpoints in {self._directory} belong to a run with another {', '.join(different)}; give "
+                f"the checkpoints in {self._files} belong to a run with another {', '.join(different)}; give "
                 f"another directory, or remove them to start anew"
             )
 
-    def _names(self) -> list[str]:
-        selector = fs.FileSelector(str(self._directory), allow_not_found=True)
-        return [info.base_name for info in self._fs.get_file_info(selector)]
-
     def _drop_old(self) -> None:
         for step in sorted(self.steps())[: -self._keep]:
-            with suppress(FileNotFoundError):
-                self._fs.delete_file(str(self._directory / f"step-{step:09d}.ckpt"))
-
-    def _make_durable(self, path: str) -> None:
-        if isinstance(self._fs, fs.LocalFileSystem):
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            self._files.remove(f"step-{step:09d}.ckpt")
 
 
 def restore(state: State, content: dict[str, Any]) -> Record:
@@ -245,26 +234,27 @@ def identity_of(plan: Plan, layout: Any) -> dict[str, Any]:
     return plan.model_dump(mode="json", by_alias=True, exclude=idle) | {"layout": layout}
 
 
-def adopt(source: Path, target: Path, plan: Plan, step: int) -> None:
+def adopt(source: Storage, target: Storage, plan: Plan, step: int) -> None:
     """Let a run go on from the state of another at the same step, by a plan of its own.
 
     Args:
-        source: Directory of the other run, which has a checkpoint of that step.
-        target: Directory of the run, whose checkpoint of that step is replaced at once or not at all.
+        source: The other run's, which has a checkpoint of that step.
+        target: The run's, whose checkpoint of that step is replaced at once or not at all.
         plan: By which it goes on.
         step: Where both are held.
 
     Raises:
         CheckpointError: If the other run has no such checkpoint.
+        StorageError: If the storage is away.
     """
     name = f"step-{step:09d}.ckpt"
     try:
-        content = torch.load(source / "checkpoints" / name, weights_only=True, map_location="cpu")
+        with (source / "checkpoints").reading(name) as file:
+            content = torch.load(file, weights_only=True, map_location="cpu")
+    except StorageError:
+        raise
     except OSError as error:
         raise CheckpointError(f"the checkpoint of step {step} in {source} can't be read: {error}") from error
     content["identity"] = identity_of(plan, content["identity"]["layout"])
-    folder = target / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{name}.adopted.{uuid4().hex}"
-    torch.save(content, aside)
-    aside.replace(folder / name)
+    with (target / "checkpoints").writing(name, aside=f".{name}.adopted.{uuid4().hex}") as file:
+        torch.save(content, file)

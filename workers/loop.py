@@ -9,13 +9,12 @@ begun again when it is cut off.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
+from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import safetensors.torch
 import torch
-from pyarrow import fs
 from pydantic import JsonValue
 
 from .checkpoints import Checkpoints, Record, Saved, identity_of, restore
@@ -29,20 +28,13 @@ from .membership import Seat
 from .pairs import View
 from .plan import Plan
 from .reports import Reporter
+from .storage import Storage, StorageError, insistently
 from .task import load_task
 from .words import Place
 
 _TRANSFER = "transfer of the state"
 _PASSED_ON_S = 30.0  # after which what was told has certainly reached the runner
 _HOLD_S = 0.02  # between two looks, while a planned fault waits for a complete crew
-
-
-@dataclass(frozen=True)
-class Storage:
-    """Where a run's files lie: a file system, and the run's directory on it."""
-
-    filesystem: fs.FileSystem
-    directory: str
 
 
 class Worker:
@@ -74,9 +66,7 @@ class Worker:
         self._per_epoch = self._engine.data.batches.per_epoch
         self._hold_step = None if hold_at is None else round(hold_at * self._per_epoch)
         identity = identity_of(plan, self._engine.flat.names())
-        self._checkpoints = Checkpoints(
-            storage.filesystem, storage.directory, identity, plan.checkpoint.keep, seat.member.name
-        )
+        self._checkpoints = Checkpoints(storage, identity, plan.checkpoint.keep, seat.member.name)
         self._has_state = False
         self._has_parts = False  # of another worker's state, written over its own
         self._in_flight = False
@@ -101,6 +91,7 @@ class Worker:
 
         Raises:
             TaskError, NotFinite, CheckpointError: What a retry won't mend.
+            StorageError: If the storage is away when nothing can go on without it.
         """
         if self._plan.compile:
             self._engine.warm_up()  # compiles; the next one tells how long a step takes
@@ -185,8 +176,8 @@ class Worker:
         engine, state = self._engine, self._engine.state
         header: dict[str, Any] = {"found": False}
         if exchange.rank == 0:
-            self._checkpoints.sweep(())
-            content = self._checkpoints.load_newest()
+            insistently(lambda: self._checkpoints.sweep(()))
+            content = insistently(self._checkpoints.load_newest)
             if content is not None:
                 self._has_parts = True
                 engine.make_room(state, carried=content["carries"])
@@ -330,7 +321,7 @@ class Worker:
         if exchange.rank == 0:
             self._reporter.report(kind, data, at_once=at_once)
 
-    def _save(self) -> None:
+    def _save(self, *, last: bool = False) -> None:
         """Write a checkpoint in the background."""
         view = self._seat.view
         writing = {member.name for member in view.members} if view else {self._seat.member.name}
@@ -339,11 +330,11 @@ class Worker:
             self._reporter.report("checkpoint", asdict(saved), at_once=True)
             self._checkpoints.sweep(writing)
 
-        self._checkpoints.save(self._engine.state, self._record, done)
+        self._checkpoints.save(self._engine.state, self._record, done, last=last)
 
     def _save_last(self) -> None:
         """Write a checkpoint, and say so once it is durable: the run stops here."""
-        self._save()
+        self._save(last=True)
         self._checkpoints.settle()
         self._reporter.settle()
         self._seat.saved(self._engine.state.step)
@@ -371,7 +362,7 @@ class Worker:
         step = self._engine.state.step
         self._checkpoints.settle()
         if exchange.rank == 0:
-            self._save()
+            self._save(last=True)
             self._checkpoints.settle()
         self._reporter.settle()
         with self._seat.patient():
@@ -389,7 +380,8 @@ class Worker:
         with self._seat.patient():
             exchange.meet("end of the run", engine.state.step)
         if exchange.rank == 0:
-            self._checkpoints.sweep(())
+            with suppress(StorageError):
+                self._checkpoints.sweep(())
         self._seat.leave()
         evaluations = self._record.evaluations
         last = {entry["split"]: entry for entry in evaluations}
@@ -405,11 +397,8 @@ class Worker:
     def _write_model(self) -> None:
         self._engine.stand_on_weights()
         tensors = {name: t.detach().cpu().clone() for name, t in self._engine.task.model.state_dict().items()}
-        where = PurePosixPath(self._storage.directory) / "model.safetensors"
-        aside = str(where.with_name(f".{where.name}.aside"))
-        with self._storage.filesystem.open_output_stream(aside) as file:
-            file.write(safetensors.torch.save(tensors))
-        self._storage.filesystem.move(aside, str(where))
+        content = safetensors.torch.save(tensors)
+        insistently(lambda: self._storage.write("model.safetensors", content))
 
 
 def _best(evaluations: list[dict[str, Any]]) -> dict[str, Any] | None:

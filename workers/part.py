@@ -5,7 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,12 +13,13 @@ import torch
 from .coordinator import ANSWER_S
 from .errors import NotShared, RunError
 from .faults import Fault, Saboteur
-from .loop import Storage, Worker
+from .loop import Worker
 from .marks import why_no_mark
 from .membership import Seat
 from .pairs import Hosts, Member, View
 from .plan import Plan
 from .reports import Reporter
+from .storage import Storage, StorageError
 from .words import Word
 
 
@@ -69,6 +69,8 @@ def take_part(
             outcome = {"succeeded": False, "reason": str(error)}
         except ray.exceptions.RayError:
             return  # the coordinator is gone, and the run with it
+        except StorageError as error:
+            outcome = {"succeeded": False, "retry": True, "reason": f"{name} ended: {error}"}
         except Exception as error:
             traceback.print_exc()
             reason = f"{name} failed with {type(error).__name__}: {error}; see the log"
@@ -80,8 +82,7 @@ def take_part(
 
 def check_mark(storage: Storage) -> None:
     """See that a run's directory on this machine is the API's; raises NotShared."""
-    here = storage.filesystem.type_name == "local"
-    why = why_no_mark(Path(storage.directory).parent) if here else ""
+    why = why_no_mark(storage.path.parent) if storage.path is not None else ""
     if why:
         raise NotShared(why)
 

@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import ray
@@ -27,11 +26,9 @@ from .lobby import Assignment, Line, Lobby
 from .plan import Plan
 from .reports import Report
 from .sharing import Need, share
-from .train_runs import TrainRun, storage
+from .storage import Storage
+from .train_runs import TrainRun, given_storage
 from .trainer import MAX_SETBACKS, Outcome, conclude, nodes_to_leave
-
-if TYPE_CHECKING:
-    from .loop import Storage
 
 RUN_SETBACKS = 3  # workers that a run may lose in a row, with no step committed in between: then it is the run's fault
 _SPARE_S = 0.5  # seconds that a worker has had nothing to do, before it joins a run that could go on without it
@@ -49,7 +46,7 @@ class _Run:
     """A run as the pool knows it."""
 
     plan: Plan
-    directory: Path
+    storage: Storage
     attempt: int
     hold_at: float | None
     name: str
@@ -88,16 +85,16 @@ class Pool:
 
     Args:
         resources: Of each worker.
-        directory: Which Ray Train may use, on storage that all workers share.
+        storage: Which Ray Train may use, and all workers share; the runs' own are on the same file system.
         most: How many workers there are at most, or None: as many as are of use and have room.
     """
 
-    def __init__(self, resources: dict[str, float], directory: Path, most: int | None = None) -> None:
+    def __init__(self, resources: dict[str, float], storage: Storage, most: int | None = None) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._lobby = ray.remote(Lobby).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()
         config = {"lobby": self._lobby}
-        directory.mkdir(parents=True, exist_ok=True)
-        self._crew = Crew(lambda *where: TrainRun(_serve, config, resources, directory, *where), resources, 1)
+        storage.make()
+        self._crew = Crew(lambda *where: TrainRun(_serve, config, resources, storage, *where), resources, 1)
         self._most = most
         self._runs: dict[str, _Run] = {}  # by the caller's key
         self._over: list[_Run] = []  # whose workers have not all come back
@@ -123,7 +120,7 @@ class Pool:
         self,
         key: str,
         plan: Plan,
-        directory: Path,
+        storage: Storage,
         *,
         attempt: int = 1,
         reached: int = 0,
@@ -135,15 +132,15 @@ class Pool:
         Args:
             key: Of the run, among those of the pool.
             plan: What to do.
-            directory: The run's own, on storage that all workers share.
+            storage: The run's own.
             attempt: Number of this attempt at the run.
             reached: The last step that earlier attempts are known to have committed.
             past: Data of the elastic events of earlier attempts.
             hold_at: Epochs after which it stops with a checkpoint, to be opened again.
         """
-        directory.mkdir(parents=True, exist_ok=True)
+        storage.make()
         least = plan.workers.min
-        run = _Run(plan, directory, attempt, hold_at, f"{key}-{uuid4().hex[:8]}", Ledger(past), least, reached)
+        run = _Run(plan, storage, attempt, hold_at, f"{key}-{uuid4().hex[:8]}", Ledger(past), least, reached)
         self._tell("open", run.name, least, least, plan.batch_size, reached)
         self._runs[key] = run
 
@@ -284,7 +281,7 @@ class Pool:
         worker, _ = self._idle.popitem()
         alias = f"worker {run.joined}"
         plan = run.plan.training_part()
-        work = Assignment(run.name, plan, f"{run.name}-{run.attempt}", alias, str(run.directory), run.hold_at)
+        work = Assignment(run.name, plan, f"{run.name}-{run.attempt}", alias, run.storage.directory, run.hold_at)
         if self._tell("assign", worker, work):
             run.workers[worker] = alias
             run.joined += 1
@@ -308,7 +305,7 @@ class Pool:
 
     def _outcome(self, run: _Run, news: News) -> Outcome | None:
         if news.outcome is not None:
-            return conclude(news.outcome, run.plan, run.directory, run.attempt, run.ledger)
+            return conclude(news.outcome, run.plan, run.storage, run.attempt, run.ledger)
         if run.setbacks < RUN_SETBACKS:
             return None
         self._ask(run, "dismiss", "its workers fail")
@@ -336,7 +333,7 @@ def _serve(config: dict[str, Any]) -> None:
 
     lobby, worker = config["lobby"], config["name"]
     here = ray.get_runtime_context().current_actor
-    where = storage()
+    where = given_storage()
     try:
         while True:
             work: Assignment | None = ray.get(lobby.next.remote(worker, here, _WAIT_S), timeout=_WAIT_S + ANSWER_S)

@@ -11,16 +11,14 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray.train
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-if TYPE_CHECKING:
-    from .loop import Storage
+from .storage import Storage
 
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # Ray Train's would report what is printed twice
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor for each run; the trainer looks itself
@@ -46,7 +44,7 @@ class TrainRun:
         work: What the worker does; called there with ``config`` and ``name`` in it.
         config: Fit to be sent there.
         resources: That the worker takes; with GPUs, Ray Train gives it them.
-        directory: Which Ray Train may use, on storage that all workers share.
+        storage: Which Ray Train may use, and all workers share.
         name: Of the worker.
         node: Where it is to run.
     """
@@ -56,7 +54,7 @@ class TrainRun:
         work: Callable[[dict[str, Any]], None],
         config: dict[str, Any],
         resources: dict[str, float],
-        directory: Path,
+        storage: Storage,
         name: str,
         node: str,
     ) -> None:
@@ -72,8 +70,9 @@ class TrainRun:
                 label_selector={"ray.io/node-id": node},
             ),
             run_config=ray.train.RunConfig(
-                name=directory.name,
-                storage_path=str(directory.parent),
+                name=storage.name,
+                storage_path=storage.parent,
+                storage_filesystem=storage.filesystem,  # opened here, with what its address says
                 failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),
             ),
         )
@@ -92,12 +91,10 @@ class TrainRun:
             self.error = error
 
 
-def storage() -> Storage:
-    """Return the directory that Ray Train was given, where a worker sees it; to be called there."""
-    from .loop import Storage
-
+def given_storage() -> Storage:
+    """Return the storage that Ray Train was given, as a worker sees it; to be called there."""
     context = ray.train.get_context().get_storage()
-    return Storage(context.storage_filesystem, context.experiment_fs_path)
+    return Storage.of(context.storage_filesystem, context.experiment_fs_path)
 
 
 def settle(wait_s: float = 40.0) -> None:

@@ -6,7 +6,6 @@ How many there are is the crew's business, who is in is the coordinator's, and h
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from .faults import Fault
 from .ledger import Ledger
 from .plan import Plan
 from .reports import Report
-from .train_runs import TrainRun, storage
+from .storage import Storage, insistently
+from .train_runs import TrainRun, given_storage
 
 MAX_SETBACKS = 10  # workers lost in a row, with no step committed in between, before a run gives up
 _SETTLE_S = 10.0  # seconds that a finished run's actors get to end by themselves
@@ -65,7 +65,7 @@ class Outcome:
 
 def train(
     plan: Plan,
-    directory: Path,
+    directory: str | Path | Storage,
     *,
     on_reports: Callable[[Sequence[Report]], None],
     orders: Callable[[], Orders] = Orders,
@@ -80,7 +80,8 @@ def train(
 
     Args:
         plan: What to do; more fields than a plan's, such as a job's name, go into the result as they are.
-        directory: The run's own, on storage that all workers share; ``checkpoints`` lies below.
+        directory: The run's own: a path, an address such as ``s3://bucket/run``, or the storage, which all workers
+            share; ``checkpoints`` lies below.
         on_reports: Called from this thread with the reports as they come.
         orders: Asked about once a second what is wanted of the run.
         attempt: Number of this attempt at the run.
@@ -89,11 +90,11 @@ def train(
         faults: What is to go wrong on purpose.
 
     Raises:
-        Interrupted, ray.exceptions.RayError: If the infrastructure failed; call again to resume.
+        Interrupted, ray.exceptions.RayError, StorageError: If the infrastructure failed; call again to resume.
     """
-    directory = directory.absolute()
-    directory.mkdir(parents=True, exist_ok=True)
-    run = _Run(plan, directory, f"{directory.name}-{attempt}-{uuid4().hex[:8]}", reached, faults)
+    storage = Storage.at(directory)
+    storage.make()
+    run = _Run(plan, storage, f"{storage.name}-{attempt}-{uuid4().hex[:8]}", reached, faults)
     ledger = Ledger(past)
     outcome = None
     try:
@@ -103,10 +104,10 @@ def train(
         outcome = news.outcome
     finally:
         run.close(ended=outcome is not None)
-    return conclude(outcome, plan, directory, attempt, ledger)
+    return conclude(outcome, plan, storage, attempt, ledger)
 
 
-def conclude(outcome: Mapping[str, Any], plan: Plan, directory: Path, attempt: int, ledger: Ledger) -> Outcome:
+def conclude(outcome: Mapping[str, Any], plan: Plan, storage: Storage, attempt: int, ledger: Ledger) -> Outcome:
     """Return how a run ended, from what its coordinator says; write ``result.json`` if it has trained to its end."""
     if not outcome["succeeded"]:
         return Outcome(False, outcome["reason"], {}, stopped=outcome.get("stopped", False))
@@ -120,7 +121,8 @@ def conclude(outcome: Mapping[str, Any], plan: Plan, directory: Path, attempt: i
         "elastic": ledger.events,
         "spec": plan.model_dump(mode="json", by_alias=True),
     }
-    _write(directory / "result.json", json.dumps(result, indent=2) + "\n")
+    content = (json.dumps(result, indent=2) + "\n").encode()
+    insistently(lambda: storage.write("result.json", content))
     return Outcome(True, "", result)
 
 
@@ -141,7 +143,7 @@ def _pass_on(reports: Sequence[Report], ledger: Ledger, on_reports: Callable[[Se
 class _Run:
     """A run as its driver sees it: its coordinator, its crew, and what is wanted of both."""
 
-    def __init__(self, plan: Plan, directory: Path, name: str, reached: int, faults: Sequence[Fault]) -> None:
+    def __init__(self, plan: Plan, storage: Storage, name: str, reached: int, faults: Sequence[Fault]) -> None:
         self._plan, self._wanted, self._stop = plan, plan.max_workers, ""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "max_concurrency": 1000, "scheduling_strategy": here}
@@ -153,7 +155,7 @@ class _Run:
         config = {"plan": plan.training_part(), "coordinator": self._coordinator, "run": name, "faults": [*faults]}
         resources = {"CPU": plan.workers.cpus} | ({"GPU": plan.workers.gpus} if plan.workers.gpus else {})
         self._crew = Crew(
-            lambda *where: TrainRun(_work, config, resources, directory, *where), resources, plan.workers.min
+            lambda *where: TrainRun(_work, config, resources, storage, *where), resources, plan.workers.min
         )
         self._draining: set[str] = set()
         self._reached = reached
@@ -227,12 +229,6 @@ def _work(config: dict[str, Any]) -> None:
         config["coordinator"],
         run=config["run"],
         name=config["name"],
-        storage=storage(),
+        storage=given_storage(),
         faults=config["faults"],
     )
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
-    aside.write_text(text)
-    aside.replace(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .verdicts import name_of, short
 
@@ -24,7 +24,7 @@ _FURTHER: tuple[tuple[str, Any], ...] = (("#CC79A7", ":"), ("#E69F00", (0, (5, 1
 _APART = 0.004  # of the width of a panel: between seeds of the same value
 
 
-def draw(report: Part, path: Path) -> None:
+def draw(report: Part, to: Path | BinaryIO) -> None:
     """Write a report's ``plot`` as PNG, 1000 x 600 pixels: up to four fields, those that matter most."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def draw(report: Part, path: Path) -> None:
     for axes in places[len(panels) :]:
         axes.set_visible(False)
     _legend(figure, places[: len(panels)])
-    figure.savefig(path, format="png", dpi=_DOTS)
+    figure.savefig(to, format="png", dpi=_DOTS)
 
 
 def _legend(figure: Any, places: Iterable[Axes]) -> None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from .. import brought
 from ..records import Changed, MoveRefused, Superseded, Sweep
-from ..runner import Journal, Wanted, settings_here, why_not_to_begin
+from ..runner import Journal, Wanted, settings_here, usable, why_not_to_begin
 from ..settings import ATTEMPT_VARIABLE, ServiceSettings
 from ..store import Store
 from ..told import Told
@@ -48,9 +48,12 @@ def run(store: Store, settings: ServiceSettings, sweep_id: str, attempt: int, to
     try:
         if wanted.stop:
             return journal.stopped()
+        storage = usable(lambda: settings.job_storage(sweep_id), wanted, journal)
+        if storage is None:
+            return journal.stopped()
         sweep = wanted.record
         assert isinstance(sweep, Sweep)
-        pool = pool_of(sweep, settings.job_dir(sweep_id))
+        pool = pool_of(sweep, storage)
         journal.enter_running()
         while True:
             trials = Trials(store, settings, wanted, attempt, pool)

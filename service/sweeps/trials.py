@@ -6,12 +6,12 @@ import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from ...workers.pool import Heard, Pool
+from ...workers.storage import Storage, insistently
 from ...workers.trainer import Outcome
 from ..records import Changed, Job, StoreUnavailable, Sweep
 from ..runner import Journal, Wanted, patiently
@@ -38,11 +38,11 @@ class SweepFailed(Exception):
         super().__init__(reason)
 
 
-def pool_of(sweep: Sweep, directory: Path) -> Pool:
+def pool_of(sweep: Sweep, storage: Storage) -> Pool:
     """Return a pool with workers as the sweep's trials need them."""
     workers = sweep.spec.example.workers
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
-    return Pool(resources, directory, sweep.spec.workers)
+    return Pool(resources, storage, sweep.spec.workers)
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Trials:
         )
         self._open: dict[int, _Trial] = {}
         self._measured: dict[int, Measured] = {}
-        self._answers = Answers(settings.job_dir(sweep.id))
+        self._answers = Answers(settings.job_storage(sweep.id))
         self._before_s = float(sweep.progress.get("seconds") or 0.0)
         self._began = time.monotonic()
         self._noted_at, self._waits_told = 0.0, False
@@ -243,8 +243,9 @@ class Trials:
         from ...workers.checkpoints import adopt
 
         spec = self._spec.job_of(part)
-        of, to = self._open[source], self._settings.job_dir(trial.key)
-        adopt(self._settings.job_dir(of.key), to, spec.training_part(), of.steps[epoch])
+        of, step = self._settings.job_storage(self._open[source].key), self._open[source].steps[epoch]
+        to = self._settings.job_storage(trial.key)
+        insistently(lambda: adopt(of, to, spec.training_part(), step))
         event = {"epoch": epoch, "source": source, "before": self._values(trial.spec), "values": part.values}
         attempt = self._started(trial).attempt
         trial.job = patiently(lambda: self._store.sweeps.replace_spec(trial.key, attempt, spec, [("exploit", event)]))
@@ -288,7 +289,7 @@ class Trials:
         self._pool.open(
             trial.key,
             trial.spec,
-            self._settings.job_dir(trial.key),
+            self._settings.job_storage(trial.key),
             attempt=journal.attempt,
             reached=journal.reached,
             past=journal.past,

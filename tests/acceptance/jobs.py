@@ -12,15 +12,15 @@ from typing import Any
 
 import psutil
 import torch
-from pyarrow import fs
 from safetensors.torch import load_file
 from sampa.api.client import Client
 from sampa.service.specs import JobSpec
 from sampa.workers.generations import Word
-from sampa.workers.loop import Storage, Worker
+from sampa.workers.loop import Worker
 from sampa.workers.membership import Seat
 from sampa.workers.pairs import Hosts, Member, View
 from sampa.workers.reports import Report, Reporter
+from sampa.workers.storage import Storage
 
 from ..api.processes import until
 
@@ -202,7 +202,7 @@ def unbroken(asked: Document, folder: Path) -> Run:
             hosts=lambda workers: Hosts(plan.width, paired=plan.method.paired, workers=workers),
         )
         reporter = Reporter(reports.extend, lambda _: None)
-        Worker(plan, seat, Storage(fs.LocalFileSystem(), str(folder)), reporter, torch.device("cpu")).run()
+        Worker(plan, seat, Storage(str(folder)), reporter, torch.device("cpu")).run()
     finally:
         torch.set_num_threads(threads)
     metrics, evaluations = ([dict(one.data) for one in reports if one.kind == kind] for kind in KINDS)

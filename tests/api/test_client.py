@@ -72,7 +72,7 @@ def test_a_report_its_plot_and_the_jobs_of_what_it_recommends(
     sweep = running_sweep(store)
     with pytest.raises(SampaError, match="once some of its trials have ended"):
         client.sweeps.report(sweep.id)
-    folder = settings.job_dir(sweep.id)
+    folder = settings.job_storage(sweep.id).path
     folder.mkdir(parents=True)
     (folder / "report.json").write_text('{"recommended": {"values": {"method.rho": 0.1}}}')
     (folder / "report.png").write_bytes(b"PNG")
@@ -104,7 +104,7 @@ def test_a_model_is_written_whole(
     with pytest.raises(SampaError, match="RUNNING"):
         client.model(running.id, tmp_path / "model.safetensors")
     assert not list(tmp_path.glob("model*"))
-    source = settings.job_dir(running.id) / "model.safetensors"
+    source = settings.job_storage(running.id).path / "model.safetensors"
     source.parent.mkdir(parents=True)
     source.write_bytes(b"x" * 100_000)
     store.move(running.id, State.SUCCEEDED)

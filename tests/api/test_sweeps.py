@@ -32,7 +32,7 @@ def sweep(store: Store) -> Sweep:
 @pytest.fixture
 def folder(settings: ServiceSettings, sweep: Sweep) -> Path:
     """Where the sweep's report goes."""
-    path = settings.job_dir(sweep.id)
+    path = settings.job_storage(sweep.id).path
     path.mkdir(parents=True)
     return path
 

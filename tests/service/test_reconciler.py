@@ -146,6 +146,7 @@ class TestStarting:
         assert ray.environments[name] == {
             "SAMPA_STATE_DIR": str(settings.state_dir),
             "SAMPA_STORE_URL": settings.store_url,
+            "SAMPA_STORAGE": str(settings.state_dir),
             "SAMPA_ATTEMPT": "1",
             "SAMPA_STORAGE_MARK": f"{job_id}/1",
             **TRAIN_VARIABLES,

@@ -18,6 +18,7 @@ from sampa.service.states import State
 from sampa.service.store import Job, Store, StoreUnavailable, Superseded
 from sampa.service.told import Told
 from sampa.workers.reports import Report
+from sampa.workers.storage import Storage
 
 from .samples import spec_of, wait_until
 
@@ -76,7 +77,7 @@ def job(store: Store) -> Job:
 
 
 def run(store: Store, directory: Path, job_id: str, attempt: int, train: Any, told: Told | None = None) -> int:
-    return runner.run(store, directory, job_id, attempt, train, told or Told([]))
+    return runner.run(store, lambda: Storage.at(directory), job_id, attempt, train, told or Told([]))
 
 
 def elastic(cause: str, step: int, workers: int) -> Report:
@@ -100,7 +101,13 @@ def test_a_run_that_succeeds_leaves_its_reports_progress_and_result(store: Store
     assert kinds(store, job) == ["state"] * 3 + ["task", "metrics", "metrics", "evaluation", "state"]
     assert states(store, job) == ["QUEUED", "STARTING", "RUNNING", "SUCCEEDED"]
     assert train.called_with.pop("orders")().stop == ""
-    assert train.called_with == {"plan": job.spec, "directory": tmp_path, "attempt": 1, "reached": 0, "past": []}
+    assert train.called_with == {
+        "plan": job.spec,
+        "directory": Storage.at(tmp_path),
+        "attempt": 1,
+        "reached": 0,
+        "past": [],
+    }
 
 
 def test_a_run_that_fails_leaves_its_reason(store: Store, job: Job, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def place(tmp_path, monkeypatch):
     store.migrate()
     monkeypatch.setattr(PlayedPool, "reached", {})
     monkeypatch.setattr("sampa.service.sweeps.report.report", counted)
-    monkeypatch.setattr("sampa.service.sweeps.plot.draw", lambda _, path: path.write_bytes(b"drawn"))
+    monkeypatch.setattr("sampa.service.sweeps.plot.draw", lambda _, to: to.write(b"drawn"))
     yield store, settings
     store.close()
 
@@ -152,9 +152,9 @@ def test_a_sweep_that_is_killed_again_and_again_comes_to_the_same(place, monkeyp
     assert run(place, other.id, monkeypatch, PlayedPool(workers=1)) == 0
     assert history(store, other.id) == history(store, calm.id)
     assert store.record(other.id).state is State.SUCCEEDED
-    report = json.loads((settings.job_dir(other.id) / "report.json").read_text())
+    report = json.loads((settings.job_storage(other.id).path / "report.json").read_text())
     assert report["trials"]["counts"] == {"SUCCEEDED": other.spec.trial_count}
-    assert (settings.job_dir(other.id) / "report.png").exists()
+    assert (settings.job_storage(other.id).path / "report.png").exists()
 
 
 def test_early_stops_are_those_of_the_calm_sweep(place, monkeypatch):
@@ -178,7 +178,7 @@ def test_failed_trials_don_t_keep_the_others_and_are_tried_again_when_asked(plac
     sweep, _ = store.sweeps.submit(sweep_of(search="random", trials=4, seeds=2, baselines=["sgd"]))
     assert run(place, sweep.id, monkeypatch, PlayedPool(fails=(1,))) == 0
     assert [state for _, _, state, _ in history(store, sweep.id)] == [State.SUCCEEDED, State.FAILED] * 5
-    report = json.loads((settings.job_dir(sweep.id) / "report.json").read_text())
+    report = json.loads((settings.job_storage(sweep.id).path / "report.json").read_text())
     assert {one["reason"] for one in report["trials"]["failed"]} == {"its task is broken"}
     store.sweeps.retry(sweep.id)
     assert run(place, sweep.id, monkeypatch, PlayedPool()) == 0

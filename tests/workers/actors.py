@@ -33,15 +33,15 @@ class PlainWorker:
 
     def run(self, plan, coordinator, number, run, directory):
         import torch
-        from pyarrow import fs
-        from sampa.workers.loop import Storage, Worker
+        from sampa.workers.loop import Worker
         from sampa.workers.reports import Reporter
+        from sampa.workers.storage import Storage
 
         plan = Plan.model_validate(plan)
         torch.set_num_threads(1)
         seat = seat_of(plan, coordinator, number, run)
         reporter = Reporter(coordinator.report.remote, ray.get)
-        worker = Worker(plan, seat, Storage(fs.LocalFileSystem(), directory), reporter, torch.device("cpu"))
+        worker = Worker(plan, seat, Storage(directory), reporter, torch.device("cpu"))
         return worker.run()
 
 

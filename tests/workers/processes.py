@@ -21,17 +21,17 @@ from multiprocessing.connection import Client, Listener
 from pathlib import Path
 
 import torch
-from pyarrow import fs
 from ray.util.collective import collective
 from safetensors.torch import load_file
 from sampa.workers.coordinator import Coordinator
 from sampa.workers.errors import RunError
 from sampa.workers.faults import Saboteur
-from sampa.workers.loop import Storage, Worker
+from sampa.workers.loop import Worker
 from sampa.workers.membership import Seat
 from sampa.workers.pairs import Hosts
 from sampa.workers.plan import Plan
 from sampa.workers.reports import Once, Reporter
+from sampa.workers.storage import Storage
 
 # torch's store looks up the names of both ends of each connection, and glibc waits 5 s for an answer that is lost
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
@@ -341,7 +341,7 @@ def _work(job):
                     deadline_s=plan.workers.deadline_s,
                     hosts=lambda workers: Hosts(plan.width, paired=plan.method.paired, workers=workers),
                 )
-                storage = Storage(fs.LocalFileSystem(), str(job.directory))
+                storage = Storage(str(job.directory))
                 faults = Holding(job.faults, line, seat)
                 result = Worker(plan, seat, storage, reporter, torch.device("cpu"), faults).run()
                 outcome = None if result is None else {"succeeded": True, "result": result}

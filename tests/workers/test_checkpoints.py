@@ -4,10 +4,10 @@ import threading
 
 import pytest
 import torch
-from pyarrow import fs
 from sampa.workers import checkpoints as module
 from sampa.workers.checkpoints import Checkpoints, Record, restore
 from sampa.workers.errors import CheckpointError
+from sampa.workers.storage import Storage
 
 from .serial import engine_of, plan_of
 from .tasks import convolution
@@ -17,7 +17,7 @@ DEADLINE_S = 20.0
 
 
 def checkpoints_in(directory, keep=2, writer="worker 0", **identity):
-    return Checkpoints(fs.LocalFileSystem(), str(directory), {"plan": 1} | identity, keep, writer)
+    return Checkpoints(Storage.at(directory), {"plan": 1} | identity, keep, writer)
 
 
 def engine_after(steps, perturbation="global"):

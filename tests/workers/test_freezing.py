@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from pyarrow import fs
 from sampa.workers.checkpoints import Checkpoints, Record
 from sampa.workers.errors import TaskError
 from sampa.workers.freezing import freeze
+from sampa.workers.storage import Storage
 from torch import nn
 
 from .serial import engine_of, plan_of
@@ -70,7 +70,7 @@ def test_checkpoints_and_what_a_newcomer_receives_shrink(tmp_path):
     for patterns in ((), ("5.*",)):
         _, _, engine = after_training(*patterns)
         sizes[patterns] = sum(tensor.nbytes for tensor in engine.state.tensors())
-        checkpoints = Checkpoints(fs.LocalFileSystem(), str(tmp_path / str(len(patterns))), {}, 1, "worker 0")
+        checkpoints = Checkpoints(Storage.at(tmp_path / str(len(patterns))), {}, 1, "worker 0")
         checkpoints.save(engine.state, Record(), lambda saved, key=patterns: states.update({key: saved.bytes}))
         checkpoints.settle()
     head = 4 * (8 * 36 * 10 + 16)  # bytes of 2,880 weights and 10 biases, padded to 64 bytes

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from sampa.workers.pool import Pool
+from sampa.workers.storage import Storage
 
 from .aftermath import alive, assert_calm
 from .serial import plan_of
@@ -38,7 +39,7 @@ class Play:
         self.outcomes.pop(key, None)
         self.reports.setdefault(key, [])
         self.turns = [*self.turns, key] if key not in self.turns else self.turns
-        self.pool.open(key, plan, self.directory / key, **how)
+        self.pool.open(key, plan, Storage.at(self.directory / key), **how)
 
     def until(self, fits):
         deadline = time.monotonic() + DEADLINE_S
@@ -71,7 +72,7 @@ class Play:
 
 @pytest.fixture
 def play(ray_cluster, tmp_path):
-    pool = Pool({"CPU": 1.0}, tmp_path / "pool", most=2)
+    pool = Pool({"CPU": 1.0}, Storage.at(tmp_path / "pool"), most=2)
     yield Play(pool, tmp_path)
     pool.close()
 

@@ -1,0 +1,77 @@
+"""A service whose files lie on S3: a job whose runner is killed resumes there, with the bits of a calm one here."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sampa.service import local_ray
+
+from ..api.processes import ServerProcess, until
+from .jobs import CODE, EVERY, LOOK_S, Run, Watched, assert_numbered, kill, run_of, spec
+
+pytestmark = [pytest.mark.ray, pytest.mark.long]
+
+
+@pytest.fixture
+def address(s3: Any, bucket: str) -> str:
+    found: str = s3.address(f"{bucket}/sampa")
+    return found
+
+
+@pytest.fixture
+def served(address: str, tmp_path: Path) -> Iterator[ServerProcess]:
+    """A service with a Ray of its own, which finds the keys in its environment."""
+    server = ServerProcess(
+        tmp_path / "served" / "state", None, variables={"PYTHONPATH": str(CODE), "SAMPA_STORAGE": address}
+    )
+    (tmp_path / "served").mkdir()
+    server.state_dir.mkdir(mode=0o700)
+    try:
+        server.start()
+        until(
+            lambda: httpx.get(f"{server.url}/readyz", trust_env=False).is_success or None, "the local Ray", 120, LOOK_S
+        )
+        yield server
+        server.processes[-1].send_signal(signal.SIGTERM)
+        assert server.processes[-1].wait(60) == 0, server.log.read_text()
+    finally:
+        server.end()
+        left = local_ray.find(server.state_dir)
+        if left is not None:
+            local_ray.stop(left)
+
+
+def test_a_job_whose_runner_is_killed_resumes_from_s3_with_the_same_bits(
+    served: ServerProcess, s3: Any, bucket: str, calm: Run, tmp_path: Path
+) -> None:
+    with served.client() as client:
+        job = Watched(client, client.submit(spec("on-s3", workers=2, pace_s=0.05))["id"])
+        job.between_checkpoints()
+        (runner,) = job.runners()
+        kill(runner.pid)
+        ended = job.ended(240.0)
+        assert (ended["state"], ended["attempt"], ended["restarts"]) == ("SUCCEEDED", 2, 1)
+        start, resume = (data for data in job.data("elastic") if data["cause"] in {"start", "resume"})
+        assert resume["step"] > start["step"]
+        assert resume["step"] % EVERY == 0
+        assert_numbered(job.events())
+        run_of(job, tmp_path).assert_same(calm)
+        checkpoints = client.checkpoints(job.id)
+        assert sum(one["available"] for one in checkpoints) == 2
+        folder = f"{bucket}/sampa/jobs/{job.id}"
+        found = {info.path.removeprefix(f"{folder}/") for info in files_below(s3, folder)}
+        assert {"model.safetensors", "result.json"} < found
+        assert sum(name.startswith("checkpoints/step-") for name in found) == 2
+        assert not (served.state_dir / "jobs").exists(), "nothing of it lies here"
+
+
+def files_below(s3: Any, folder: str) -> list[Any]:
+    from pyarrow import fs
+
+    found = s3.filesystem().get_file_info(fs.FileSelector(folder, recursive=True))
+    return [info for info in found if info.is_file]
