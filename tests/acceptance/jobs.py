@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from sampa.api.client import Client
 from sampa.service.specs import JobSpec
 from sampa.workers.generations import Word
@@ -184,8 +184,9 @@ def measured(metrics: Sequence[Document]) -> list[Document]:
     return [{name: data[name] for name in MEASURED} for data in metrics]
 
 
-def unbroken(asked: Document, folder: Path) -> Run:
-    """Train a job here, in this thread, without a service, Ray or a break."""
+def unbroken(asked: Document, where: Path | Storage) -> Run:
+    """Train a job here, in this thread, without a service, Ray or a break, with its files where it is said."""
+    storage = Storage.at(where)
     plan = JobSpec.model_validate(asked).training_part()
     reports: list[Report] = []
     threads = torch.get_num_threads()
@@ -202,11 +203,11 @@ def unbroken(asked: Document, folder: Path) -> Run:
             hosts=lambda workers: Hosts(plan.width, paired=plan.method.paired, workers=workers),
         )
         reporter = Reporter(reports.extend, lambda _: None)
-        Worker(plan, seat, Storage(str(folder)), reporter, torch.device("cpu")).run()
+        Worker(plan, seat, storage, reporter, torch.device("cpu")).run()
     finally:
         torch.set_num_threads(threads)
     metrics, evaluations = ([dict(one.data) for one in reports if one.kind == kind] for kind in KINDS)
-    return Run(measured(metrics), evaluations, load_file(folder / "model.safetensors"))
+    return Run(measured(metrics), evaluations, load(storage.read("model.safetensors")))
 
 
 class Alone:

@@ -10,11 +10,10 @@ from typing import Any
 import httpx
 import pytest
 from sampa.service import local_ray
+from sampa.workers.storage import Storage
 
 from ..api.processes import ServerProcess, until
-from .jobs import CODE, EVERY, LOOK_S, Run, Watched, assert_numbered, kill, run_of, spec
-
-pytestmark = [pytest.mark.ray, pytest.mark.long]
+from .jobs import CODE, EVERY, LOOK_S, Run, Watched, assert_numbered, kill, run_of, spec, unbroken
 
 
 @pytest.fixture
@@ -46,6 +45,18 @@ def served(address: str, tmp_path: Path) -> Iterator[ServerProcess]:
             local_ray.stop(left)
 
 
+def test_a_run_on_s3_has_the_bits_of_one_here(
+    s3: Any, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(CODE))
+    asked = spec("alone", pace_s=0.0)
+    there = Storage.at(s3.address(bucket)) / "run"
+    unbroken(asked, there).assert_same(unbroken(asked, tmp_path))
+    assert len((there / "checkpoints").names()) == 2
+
+
+@pytest.mark.ray
+@pytest.mark.long
 def test_a_job_whose_runner_is_killed_resumes_from_s3_with_the_same_bits(
     served: ServerProcess, s3: Any, bucket: str, calm: Run, tmp_path: Path
 ) -> None:

@@ -268,7 +268,8 @@ def test_checkpoints_say_whether_they_are_still_there(
     http: httpx.Client, store: Store, running: Job, settings: ServiceSettings
 ) -> None:
     folder = settings.job_storage(running.id).path / "checkpoints"
-    (folder / "2").mkdir(parents=True)
+    folder.mkdir(parents=True)
+    (folder / "2").write_bytes(b"whole")
     written = [("checkpoint", {"step": step, "path": f"checkpoints/{step}", "bytes": 10}) for step in (1, 2)]
     store.append(running.id, written, attempt=1)
     items = http.get(f"/v1/jobs/{running.id}/checkpoints").json()["items"]
