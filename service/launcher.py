@@ -50,6 +50,16 @@ class RayUnreachable(NoRay):
         )
 
 
+class TokenRefused(NoRay):
+    def __init__(self, url: str, given: bool) -> None:
+        self.url, self.given = url, given
+        what = "the token that it is given" if given else "requests without its token"
+        super().__init__(
+            f"Ray at {url} refuses {what}; jobs keep their state until it accepts one. Put the cluster's token into "
+            "RAY_AUTH_TOKEN, or its file's path into RAY_AUTH_TOKEN_PATH, and start the server again"
+        )
+
+
 class LaunchRefused(Exception):
     def __init__(self, url: str, status: int, answer: str) -> None:
         self.url, self.status, self.answer = url, status, answer
@@ -84,6 +94,7 @@ class RayJobs:
 
         Raises:
             RayUnreachable: If Ray doesn't answer; it may or may not have started the process.
+            TokenRefused: If Ray takes no request with our token.
             LaunchRefused: If Ray answers that it won't.
         """
         body = {
@@ -139,7 +150,7 @@ class RayJobs:
             raise self._refused(response)
 
     def reachable(self) -> bool:
-        """Say whether the Jobs API answers and accepts our token."""
+        """Say whether the Jobs API answers; raises TokenRefused if it does not accept our token."""
         try:
             return self._request("GET", "/api/version").is_success
         except RayUnreachable:
@@ -155,7 +166,7 @@ class RayJobs:
             # Ray's monitor makes up these names where there is no autoscaler, of which the nodes would be known types
             fixed = all(types[node["node_id"]] == f"node_{node['node_id']}" for node in alive)
             return [_node(one) for one in alive] if fixed else None
-        except (RayUnreachable, ValueError, KeyError, TypeError):
+        except (NoRay, ValueError, KeyError, TypeError):
             return None
 
     def why_not_shared(self, directory: Path) -> str:
@@ -174,9 +185,12 @@ class RayJobs:
 
     def _request(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:
-            return self._http.request(method, path, **request)
+            response = self._http.request(method, path, **request)
         except httpx.HTTPError as error:
             raise RayUnreachable(self.url, str(error) or type(error).__name__) from error
+        if response.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+            raise TokenRefused(self.url, given="Authorization" in self._http.headers)
+        return response
 
     def _refused(self, response: httpx.Response) -> LaunchRefused:
         lines = response.text.strip().splitlines()

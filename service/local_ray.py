@@ -28,7 +28,7 @@ from pathlib import Path
 import psutil
 
 from .kube_launcher import KubeRayJobs
-from .launcher import Content, Launcher, LaunchRefused, NoRay, RayJobs, RayUnreachable, find_token
+from .launcher import Content, Launcher, LaunchRefused, NoRay, RayJobs, RayUnreachable, TokenRefused, find_token
 from .room import Node
 from .settings import TOKEN_VARIABLE, ServiceSettings
 
@@ -93,7 +93,7 @@ class LocalRayJobs:
 
     def reachable(self) -> bool:
         """Make sure that there is a local Ray; may take as long as its start. Raises RayNotStarted."""
-        if self._jobs is not None and self._jobs.reachable():
+        if self._jobs is not None and _is_ours(self._jobs):
             return True
         self.close()
         self._jobs = find_or_start(self._state_dir).jobs()
@@ -299,7 +299,15 @@ def _free_ports(count: int) -> list[int]:
 
 def _answers(ray: LocalRay) -> bool:
     with closing(ray.jobs(ANSWER_S)) as jobs:
+        return _is_ours(jobs)
+
+
+def _is_ours(jobs: RayJobs) -> bool:
+    """Say whether it answers and has our token; another Ray may have taken the port."""
+    try:
         return jobs.reachable()
+    except TokenRefused:
+        return False
 
 
 def _wait_for(ray: LocalRay, deadline_s: float) -> bool:
@@ -307,7 +315,7 @@ def _wait_for(ray: LocalRay, deadline_s: float) -> bool:
     deadline = time.monotonic() + deadline_s
     with closing(ray.jobs(ANSWER_S)) as jobs:
         while _process(ray) is not None and time.monotonic() < deadline:
-            with suppress(RayUnreachable, LaunchRefused):
+            with suppress(NoRay, LaunchRefused):
                 jobs.submit("sampa-first", "true", {})
                 return True
             time.sleep(0.1)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sampa.service.launcher import NOT_IN_PLACE, LaunchRefused, RayJobs, RayUnreachable, find_token
+from sampa.service.launcher import NOT_IN_PLACE, LaunchRefused, RayJobs, RayUnreachable, TokenRefused, find_token
 from sampa.service.room import Node
 
 TOKEN = "secret"
@@ -73,7 +73,9 @@ class JobsHandler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
-        if self.server.broken:
+        if self.headers["Authorization"] != f"Bearer {TOKEN}":
+            self._answer(403, "Forbidden: Invalid authentication token")
+        elif self.server.broken:
             self._answer(500, self.server.broken)
         elif self.path.endswith("/stop"):
             job_id = self.path.split("/")[-2]
@@ -192,9 +194,15 @@ def test_a_refusal_tells_the_last_line_of_rays_answer(ray: RayJobs, server: Jobs
     assert not ray.reachable()
 
 
-def test_without_the_right_token_ray_is_not_reachable(server: JobsServer) -> None:
-    ray = RayJobs(server.url, "wrong")
-    assert not ray.reachable()
+@pytest.mark.parametrize(
+    ("token", "refused"), [("wrong", "the token that it is given"), (None, "requests without its token")]
+)
+def test_without_the_right_token_every_request_is_refused(server: JobsServer, token: str | None, refused: str) -> None:
+    ray = RayJobs(server.url, token)
+    for ask in (ray.reachable, lambda: ray.status("a-1"), lambda: ray.submit("a-1", "true", {})):
+        with pytest.raises(TokenRefused, match=f"^Ray at {server.url} refuses {refused}; .* into RAY_AUTH_TOKEN"):
+            ask()
+    assert ray.room() is None
     ray.close()
 
 

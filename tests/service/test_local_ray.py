@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from sampa.service import local_ray
-from sampa.service.launcher import OVER, RayJobs, RayUnreachable
+from sampa.service.launcher import OVER, RayJobs, RayUnreachable, TokenRefused
 from sampa.service.local_ray import LocalRay, LocalRayJobs, RayNotStarted, connect
 from sampa.service.settings import ServiceSettings
 
@@ -155,8 +155,8 @@ def test_a_real_one_outlives_who_started_it_is_found_again_runs_jobs_and_ends_as
     try:
         assert ray == local_ray.find(tmp_path)
         assert (tmp_path / "ray.token").stat().st_mode & 0o077 == 0
-        with closing(RayJobs(ray.dashboard_url, "wrong")) as stranger:
-            assert not stranger.reachable()
+        with closing(RayJobs(ray.dashboard_url, "wrong")) as stranger, pytest.raises(TokenRefused):
+            stranger.reachable()
         with closing(ray.jobs()) as jobs:
             _run_jobs(jobs, tmp_path)
     finally:
