@@ -25,7 +25,7 @@ from .miniature import Miniature, Timeline, raycluster
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(480)]
 T = TypeVar("T")
 STEP_S = 120.0  # in which anything that is waited for has happened
-STEPS, EVERY, PACE_S = 800, 20, 0.4
+STEPS, EVERY, PACE_S = 240, 10, 1.5
 CLUSTER_LOST = "its Ray cluster was lost"
 
 
@@ -129,10 +129,9 @@ def test_a_job_outlives_its_nodes_and_its_head_and_the_cluster_scales_from_and_t
         "miniature",
         steps=STEPS,
         task={"entrypoint": "own:digits", "params": {"label_noise": 0.4, "pace_s": PACE_S, "brake": str(brake)}},
-        workers={"min": 1, "max": 2},
         checkpoint={"every_steps": EVERY, "keep": 2},
         code={"bundle": play.client.upload(CODE)["sha256"]},
-    )
+    ) | {"workers": {"min": 1, "max": 2}}
     job = Watched(play.client, play.client.submit(asked)["id"])
     timeline.note("user", "submits a job for 1 to 2 workers; there is no worker node")
     first, second = play.nodes(2, job)
