@@ -24,6 +24,11 @@ GIVEN = {
     "SAMPA_TOKEN": "of-a-secret\n",
     "SAMPA_LOG_FORMAT": "json",
     "SAMPA_DRAIN_S": "20",
+    "SAMPA_STORAGE": "s3://bucket/sampa",
+    "SAMPA_BACKEND": "rayjob",
+    "SAMPA_RAYJOB_TEMPLATE": "/etc/sampa/rayjob.yaml",
+    "SAMPA_KUBE_NAMESPACE": "sampa",
+    "SAMPA_LEASE_S": "4",
 }
 
 

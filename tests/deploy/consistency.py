@@ -17,18 +17,6 @@ from .manifests import ROOT, Manifest, Pod, clusters, examples, of_kind, pods, v
 SLACK_S = 20  # between the end of a drain and the end of the grace
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 SETTINGS = {f"SAMPA_{field.upper()}" for field in ServiceSettings.model_fields}
-SETTINGS_TO_COME = {
-    "SAMPA_HOST",
-    "SAMPA_PORT",
-    "SAMPA_TOKEN",
-    "SAMPA_LOG_FORMAT",
-    "SAMPA_DRAIN_S",
-    "SAMPA_BACKEND",
-    "SAMPA_RAYJOB_TEMPLATE",
-    "SAMPA_KUBE_NAMESPACE",
-    "SAMPA_LEASE_S",
-    "SAMPA_STORAGE",
-}
 REQUIRED = {"SAMPA_HOST", "SAMPA_STATE_DIR", "SAMPA_STORE_URL", "SAMPA_TOKEN", "SAMPA_BACKEND"}
 OF_BACKEND = {
     "jobs": {"SAMPA_RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"},
@@ -292,7 +280,7 @@ def variable_faults(documents: list[Manifest]) -> Iterator[str]:
             names = [one["name"] for one in container.get("env", [])]
             yield from (f"{pod.where}: {name} is given twice" for name in sorted(set(names)) if names.count(name) > 1)
         for name, value in given(documents, pod).items():
-            if name not in SETTINGS | SETTINGS_TO_COME | OF_OTHERS:
+            if name not in SETTINGS | OF_OTHERS:
                 yield f"{pod.where}: nobody reads {name}"
             if value is None or value == "":
                 yield f"{pod.where}: {name} is empty"
