@@ -59,7 +59,7 @@ def ended(server: ServerProcess, shared: Store) -> Job:
     events = [task, *metrics(range(1, 4)), evaluation, checkpoint, log]
     shared.append(job.id, events, attempt=1, progress={"step": 3, "steps": 3})
     folder = server.state_dir / "jobs" / job.id
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.safetensors").write_bytes(b"weights")
     return shared.move(job.id, State.SUCCEEDED, attempt=1, result=RESULT)
 

@@ -105,7 +105,7 @@ def running(shared: Store) -> Iterator[Sweep]:
 def reported(server: ServerProcess, running: Sweep) -> Sweep:
     """A sweep with a report."""
     folder = server.state_dir / "jobs" / running.id
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(REPORT))
     (folder / "report.png").write_bytes(b"\x89PNG")
     return running
@@ -192,7 +192,7 @@ def test_following_shows_each_trial_and_the_recommended_value_at_the_end(
     }
     shared.append(sweep.id, [("trial", ended)], attempt=1)
     folder = server.state_dir / "jobs" / sweep.id
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(REPORT))
     shared.move(sweep.id, State.SUCCEEDED, attempt=1)
     output, errors = process.communicate(timeout=30)

@@ -73,7 +73,7 @@ def test_a_report_its_plot_and_the_jobs_of_what_it_recommends(
     with pytest.raises(SampaError, match="once some of its trials have ended"):
         client.sweeps.report(sweep.id)
     folder = settings.job_storage(sweep.id).path
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text('{"recommended": {"values": {"method.rho": 0.1}}}')
     (folder / "report.png").write_bytes(b"PNG")
     assert client.sweeps.report(sweep.id)["recommended"]["values"] == {"method.rho": 0.1}
@@ -105,7 +105,7 @@ def test_a_model_is_written_whole(
         client.model(running.id, tmp_path / "model.safetensors")
     assert not list(tmp_path.glob("model*"))
     source = settings.job_storage(running.id).path / "model.safetensors"
-    source.parent.mkdir(parents=True)
+    source.parent.mkdir(parents=True, exist_ok=True)
     source.write_bytes(b"x" * 100_000)
     store.move(running.id, State.SUCCEEDED)
     assert client.model(running.id, tmp_path / "model.safetensors").read_bytes() == source.read_bytes()

@@ -268,7 +268,7 @@ def test_checkpoints_say_whether_they_are_still_there(
     http: httpx.Client, store: Store, running: Job, settings: ServiceSettings
 ) -> None:
     folder = settings.job_storage(running.id).path / "checkpoints"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "2").write_bytes(b"whole")
     written = [("checkpoint", {"step": step, "path": f"checkpoints/{step}", "bytes": 10}) for step in (1, 2)]
     store.append(running.id, written, attempt=1)
@@ -292,7 +292,7 @@ def test_a_failed_job_has_no_model_and_says_why(http: httpx.Client, store: Store
 def trained(store: Store, running: Job, settings: ServiceSettings) -> Path:
     """The model of a job that has succeeded."""
     path = settings.job_storage(running.id).path / "model.safetensors"
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(bytes(range(256)) * 1000)
     store.move(running.id, State.SUCCEEDED, result={"steps": 3})
     return path

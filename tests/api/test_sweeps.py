@@ -33,7 +33,7 @@ def sweep(store: Store) -> Sweep:
 def folder(settings: ServiceSettings, sweep: Sweep) -> Path:
     """Where the sweep's report goes."""
     path = settings.job_storage(sweep.id).path
-    path.mkdir(parents=True)
+    path.mkdir(parents=True, exist_ok=True)
     return path
 
 
