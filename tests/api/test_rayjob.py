@@ -23,6 +23,7 @@ from sampa.service.settings import ServiceSettings
 from sampa.service.store import Store
 from sampa.service.told import Told
 from sampa.workers.reports import Report
+from sampa.workers.storage import Storage
 
 from ..service.fake_kube import FakeKube, deployed, fake_kube, make_account
 from ..service.samples import FakeRay, wait_until
@@ -101,11 +102,11 @@ class Played:
         job_id, attempt = self.start(name)
         directory = self._state_dir / "jobs" / job_id
 
-        def train(plan: Any, directory: Path, *, on_reports: Any, **_: Any) -> Any:
+        def train(plan: Any, directory: Storage, *, on_reports: Any, **_: Any) -> Any:
             on_reports([Report("metrics", {"step": 7, "epoch": 1.0, "loss": 0.1})])
             return GOOD
 
-        assert runner.run(self._store, directory, job_id, attempt, train, Told([])) == 0
+        assert runner.run(self._store, lambda: Storage.at(directory), job_id, attempt, train, Told([])) == 0
         self._kube.set_status("rayjobs", name, jobStatus="SUCCEEDED", jobDeploymentStatus="Complete")
 
 

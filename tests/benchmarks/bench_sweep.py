@@ -103,14 +103,19 @@ def _left(state_dir: Path) -> str:
         actors = [one for one in listed("actors") if one["state"] != "DEAD" and one["class_name"] != RAYS_OWN]
         groups = listed("placement_groups")
         held = [one for one in groups if one["state"] != "REMOVED"]
-        workers = [
-            process for process in psutil.Process(ray.pid).children(recursive=True) if "TrainWorker" in process.name()
-        ]
-        if actors or held or workers:
+        names = map(_name, psutil.Process(ray.pid).children(recursive=True))
+        if actors or held or any("TrainWorker" in name for name in names):
             return None
         return f"0 actors, 0 of {len(groups)} placement groups, 0 worker processes"
 
     return until(calm, "Ray to be calm after the sweep", 60, 0.5)
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def _ready(client: Any) -> bool | None:

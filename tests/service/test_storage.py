@@ -23,12 +23,13 @@ def test_files_lie_in_the_state_directory_unless_something_else_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SAMPA_STORAGE", raising=False)
-    settings = ServiceSettings(state_dir=tmp_path)
+    settings = ServiceSettings.from_environment(state_dir=tmp_path)
     assert settings.job_storage("a").path == tmp_path / "jobs" / "a"
     monkeypatch.setenv("SAMPA_STORAGE", f"file://{tmp_path}/shared")
-    assert ServiceSettings(state_dir=tmp_path).job_storage("a").path == tmp_path / "shared" / "jobs" / "a"
+    shared = ServiceSettings.from_environment(state_dir=tmp_path)
+    assert shared.job_storage("a").path == tmp_path / "shared" / "jobs" / "a"
     monkeypatch.setenv("SAMPA_STORAGE", "s3://bucket/sampa?region=eu-central-1")
-    storage = ServiceSettings(state_dir=tmp_path).job_storage("a")
+    storage = ServiceSettings.from_environment(state_dir=tmp_path).job_storage("a")
     assert (str(storage), storage.path) == ("s3://bucket/sampa/jobs/a", None)
 
 
@@ -65,18 +66,18 @@ def start(store: Store, job_id: str, address: str, train: Any, monkeypatch: pyte
 def test_a_job_waits_for_its_storage_and_is_trained_when_it_is_there(
     s3: Any, store: Store, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = FakeTrain(end=GOOD)
-    codes = start(store, job_id, s3.address("made-later/jobs"), train, monkeypatch)
+    train, bucket = FakeTrain(end=GOOD), f"made-later-{job_id}"
+    codes = start(store, job_id, s3.address(f"{bucket}/jobs"), train, monkeypatch)
     wait_until(lambda: bool(lines(store, job_id)))
     (line,) = lines(store, job_id)
-    assert line.startswith("waiting for the storage: can't write .storage-check to s3://made-later/jobs/")
+    assert line.startswith(f"waiting for the storage: can't write .storage-check to s3://{bucket}/jobs/")
     assert line.endswith("make the bucket, or name another one in SAMPA_STORAGE")
     assert (store.job(job_id).state, train.called_with) == (State.STARTING, {})
-    s3.make("made-later")
+    s3.make(bucket)
     wait_until(lambda: bool(codes))
     assert (codes, store.job(job_id).state) == ([0], State.SUCCEEDED)
     assert len(lines(store, job_id)) == 1, "it says so once"
-    assert str(train.called_with["directory"]) == f"s3://made-later/jobs/{job_id}"
+    assert str(train.called_with["directory"]) == f"s3://{bucket}/jobs/{job_id}"
 
 
 def test_a_job_that_waits_for_its_storage_can_be_cancelled(
