@@ -153,7 +153,7 @@ class Checkpoints:
             )
 
     def _put(self, content: dict[str, Any]) -> None:
-        name = f"step-{content['step']:09d}.ckpt"
+        name = name_of(content["step"])
         with self._files.writing(name, aside=f".{name}.{self._writer}.{uuid4().hex}", durable=True) as file:
             torch.save(content, file)
             self.probe(content["step"])
@@ -167,7 +167,7 @@ class Checkpoints:
 
     def describe(self, step: int) -> Saved:
         """Return what there is to say of the checkpoint of ``step``."""
-        name = f"step-{step:09d}.ckpt"
+        name = name_of(step)
         return Saved(step, f"checkpoints/{name}", self._files.info(name).size)
 
     def load_newest(self) -> dict[str, Any] | None:
@@ -179,7 +179,7 @@ class Checkpoints:
         """
         for step in sorted(self.steps(), reverse=True):
             try:
-                with self._files.reading(f"step-{step:09d}.ckpt") as file:
+                with self._files.reading(name_of(step)) as file:
                     content: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
             except StorageError:
                 raise
@@ -210,7 +210,12 @@ class Checkpoints:
 
     def _drop_old(self) -> None:
         for step in sorted(self.steps())[: -self._keep]:
-            self._files.remove(f"step-{step:09d}.ckpt")
+            self._files.remove(name_of(step))
+
+
+def name_of(step: int) -> str:
+    """Return the name of the file with the checkpoint of a step."""
+    return f"step-{step:09d}.ckpt"
 
 
 def restore(state: State, content: dict[str, Any]) -> Record:
@@ -247,7 +252,7 @@ def adopt(source: Storage, target: Storage, plan: Plan, step: int) -> None:
         CheckpointError: If the other run has no such checkpoint.
         StorageError: If the storage is away.
     """
-    name = f"step-{step:09d}.ckpt"
+    name = name_of(step)
     try:
         with (source / "checkpoints").reading(name) as file:
             content = torch.load(file, weights_only=True, map_location="cpu")

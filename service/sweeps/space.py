@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -186,3 +186,14 @@ def fitted(job: Mapping[str, JsonValue]) -> Values:
             for name, value in workers.items()
         }
     return job
+
+
+def values_in(document: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
+    """Return what stands in a document at each path, such as "method.rho"; None where there is nothing."""
+    found: dict[str, Any] = {}
+    for path in paths:
+        value: Any = document
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        found[path] = value
+    return found

@@ -41,6 +41,9 @@ class Part:
     seed: int
 
 
+_ONE_GRADIENT = frozenset({"sgd", "msam"})  # methods with one a step; all others are counted with two
+
+
 class Budget(Settings):
     """Where a sweep starts no more trials; what is None is not limited."""
 
@@ -260,3 +263,8 @@ def _usual_of(asked: Mapping[str, Any]) -> dict[str, str]:
 
 def _is_method(given: JsonValue) -> bool:
     return isinstance(given, str) or (isinstance(given, Mapping) and isinstance(given.get("name"), str))
+
+
+def gradients_of(spec: JobSpec) -> int:
+    """Return how many gradients of a whole batch a step is counted with."""
+    return 1 if spec.method.name in _ONE_GRADIENT else 2

@@ -21,13 +21,13 @@ from ..states import Kind, State, is_final
 from ..store import Store
 from .answer import Answers
 from .results import Measured
-from .spec import Part
+from .space import values_in
+from .spec import Part, gradients_of
 from .study import Begin, Done, Effect, GoOn, Point, Stop, Study
 
 PUT_DOWN_S = 50.0  # in which trials write a checkpoint and stop
 PROGRESS_S = 1.0  # between two notes of the sweep's progress
 _AT_ONCE = 2  # trials that are opened beyond those that have a worker
-_ONE_GRADIENT = frozenset({"sgd", "msam"})  # methods with one a step; all others are counted with two
 
 
 class SweepFailed(Exception):
@@ -55,6 +55,7 @@ class _Trial:
     journal: Journal | None = None
     outcome: Outcome | None = None  # how its training has ended, while the study has not come to it
     held: bool = False
+    at_hold: Point | None = None  # what the study is told once the trial is held there
     validates: bool = False
     points: list[Point] = field(default_factory=list)
     steps: dict[float, int] = field(default_factory=dict)  # by the epoch of each point
@@ -68,6 +69,11 @@ class _Trial:
     def part(self) -> Part:
         assert self.job.part is not None
         return self.job.part
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The searched fields as they are now."""
+        return values_in(self.spec.model_dump(mode="json", by_alias=True), self.part.values)
 
 
 class Trials:
@@ -206,11 +212,21 @@ class Trials:
                     case "exploit":
                         trial.changed_at.add(event.data["epoch"])
             after = page[-1].seq
+        if trial.outcome is None and trial.at_hold and self._is_saved(trial, trial.at_hold.epoch):
+            self._tell(trial)
         if trial.outcome is not None and not trial.outcome.succeeded:
             trial.outcome = None  # it is tried again
         if is_final(trial.job.state) or trial.outcome is not None:
+            self._tell(trial)
             failed = trial.job.state in {State.FAILED, State.CANCELLED}
             self._study.ended(trial.part.number, failed=failed)
+
+    def _is_saved(self, trial: _Trial, epoch: float) -> bool:
+        """Say whether the state that a trial had after this epoch is there, for whoever goes on from it."""
+        from ...workers.checkpoints import name_of
+
+        names = insistently((self._settings.job_storage(trial.key) / "checkpoints").names)
+        return name_of(trial.steps[epoch]) in names
 
     def _stop(self, number: int, epoch: float) -> None:
         trial = self._open.pop(number)
@@ -246,22 +262,12 @@ class Trials:
         of, step = self._settings.job_storage(self._open[source].key), self._open[source].steps[epoch]
         to = self._settings.job_storage(trial.key)
         insistently(lambda: adopt(of, to, spec.training_part(), step))
-        event = {"epoch": epoch, "source": source, "before": self._values(trial.spec), "values": part.values}
+        event = {"epoch": epoch, "source": source, "before": trial.values, "values": part.values}
         attempt = self._started(trial).attempt
         trial.job = patiently(lambda: self._store.sweeps.replace_spec(trial.key, attempt, spec, [("exploit", event)]))
         trial.spec = spec
         trial.changed_at.add(epoch)
         self._wait(trial, f"goes on from the state of trial {source}")
-
-    def _values(self, spec: JobSpec) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        document = spec.model_dump(mode="json", by_alias=True)
-        for path in self._spec.space:
-            value: Any = document
-            for name in path.split("."):
-                value = value.get(name) if isinstance(value, dict) else None
-            found[path] = value
-        return found
 
     # What the pool does
 
@@ -315,14 +321,20 @@ class Trials:
         if outcome.stopped:
             trial.held = outcome.reason.startswith("held")
             self._wait(trial, outcome.reason)
+            if trial.held:
+                self._tell(trial)
             return
+        self._tell(trial)
         trial.outcome = outcome
         data = {"succeeded": outcome.succeeded, "reason": outcome.reason, "result": outcome.result}
         patiently(lambda: self._store.append(trial.key, [("finished", data)], attempt=journal.attempt))
         self._study.ended(trial.part.number, failed=not outcome.succeeded)
 
     def _evaluated(self, trial: _Trial, data: dict[str, Any]) -> None:
-        """Tell the study of an evaluation; of the validation set, where there is one, else of the test set."""
+        """Tell the study of an evaluation; of the validation set, where there is one, else of the test set.
+
+        Of one after which the trial is held, once it is: not before is its state there, for others to go on from.
+        """
         trial.validates |= data["split"] == "validation"
         if trial.validates and data["split"] != "validation":
             return
@@ -337,8 +349,17 @@ class Trials:
         score = data[self._spec.metric]
         score = math.nan if score is None else float(score)  # the store knows no number that is not finite
         trial.steps[data["epoch"]] = data["step"]
-        trial.points.append(Point(data["epoch"], score, data["step"] * _gradients(trial.spec)))
-        self._study.measured(trial.part.number, trial.points[-1])
+        self._tell(trial)
+        trial.points.append(Point(data["epoch"], score, data["step"] * gradients_of(trial.spec)))
+        trial.at_hold = trial.points[-1]
+        if trial.hold_at is None or data["epoch"] < trial.hold_at:
+            self._tell(trial)
+
+    def _tell(self, trial: _Trial) -> None:
+        """Tell the study of the point that was kept back, if there is one."""
+        point, trial.at_hold = trial.at_hold, None
+        if point is not None:
+            self._study.measured(trial.part.number, point)
 
     # What is written down
 
@@ -370,7 +391,7 @@ class Trials:
             number=part.number,
             configuration=part.configuration,
             baseline=part.baseline,
-            values=self._values(trial.spec) if part.configuration is not None else {},
+            values=trial.values,
             seed=part.seed,
             state=state,
             reason=reason,
@@ -476,8 +497,3 @@ class Trials:
         except StoreUnavailable:
             return self._asked
         return asked[-1].seq if asked else self._asked
-
-
-def _gradients(spec: JobSpec) -> int:
-    """Return how many gradients of a whole batch a step is counted with."""
-    return 1 if spec.method.name in _ONE_GRADIENT else 2

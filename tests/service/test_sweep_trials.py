@@ -67,9 +67,10 @@ class PlayedPool:
 
     def _epoch(self, key):
         plan, hold_at = self.runs[key]
-        if hold_at == "stop":
+        if hold_at in ("stop", "held"):
             del self.runs[key]
-            return Heard([], Outcome(False, "stopped", {}, stopped=True))
+            reason = "stopped" if hold_at == "stop" else f"held at step {16 * self.reached[key]}"
+            return Heard([], Outcome(False, reason, {}, stopped=True))
         self.reached[key] += 1
         epoch, rho = self.reached[key], getattr(plan.method, "rho", 0.03)
         if plan.seed in self.fails and epoch > 1:
@@ -82,7 +83,7 @@ class PlayedPool:
         if epoch == plan.epochs:
             outcome = Outcome(True, "", {"state": "SUCCEEDED", "seconds": 1.0})
         elif epoch == hold_at:
-            outcome = Outcome(False, f"held at step {16 * epoch}", {}, stopped=True)
+            self.runs[key] = (plan, "held")  # which is heard of later than the evaluation
         if outcome is not None:
             del self.runs[key]
         return Heard(reports, outcome)
@@ -238,6 +239,24 @@ def test_what_is_asked_for_in_the_moment_of_the_end_is_done(place, monkeypatch):
     assert run(place, sweep.id, monkeypatch, PlayedPool()) == 0
     assert store.record(sweep.id).state is State.SUCCEEDED
     assert len(store.sweeps.trials(sweep.id)) == 4 + 2
+
+
+def test_a_population_goes_on_when_all_of_it_are_held(place, monkeypatch):
+    store, _ = place
+    pool, copied = PlayedPool(workers=3), []
+
+    def adopt(source, target, _, step):
+        assert not pool.knows(source.name), "its state may still be on its way"
+        assert not pool.knows(target.name), "it would write its own state over the other's"
+        assert pool.reached[source.name] == pool.reached[target.name] == step // 16
+        copied.append((source.name, target.name))
+
+    monkeypatch.setattr("sampa.workers.checkpoints.adopt", adopt)
+    asked = {"search": "random", "scheduler": {"name": "pbt", "every_epochs": 2}, "trials": 6}
+    sweep, _ = store.sweeps.submit(sweep_of(**asked))
+    assert run(place, sweep.id, monkeypatch, pool) == 0
+    assert {(state, len(curve)) for _, _, state, curve in history(store, sweep.id)} == {(State.SUCCEEDED, 9)}
+    assert len(copied) >= 4
 
 
 def test_a_population_whose_metric_is_no_number_goes_on(place, monkeypatch):
