@@ -114,7 +114,7 @@ def test_a_sweep_that_is_paused_goes_on_with_the_same_trials(client: Client, unb
     swept.until_ended(2)
     client.sweeps.pause(swept.id)
     swept.reaches("PAUSED")
-    assert not swept.runners()
+    until(lambda: not swept.runners() or None, "its runner to end", END_S, LOOK_S)
     client.sweeps.resume(swept.id)
     swept.reaches("SUCCEEDED", "FAILED")
     assert swept.history() == unbroken
