@@ -70,7 +70,11 @@ def by_service(asked: Sequence[dict[str, Any]]) -> list[Swept]:
             server.start()
             with server.client() as client:
                 until(lambda: _ready(client), "the local Ray", 120, 0.5)
-                return [_swept(client, Path(folder) / "state", each) for each in asked]
+                found = []
+                for each in asked:
+                    found.append(_swept(client, Path(folder) / "state", each))
+                    print(found[-1], flush=True)
+                return found
         finally:
             server.processes[-1].terminate()
             server.processes[-1].wait(60)
@@ -191,6 +195,7 @@ def main() -> None:
     asha = {"name": "asha", "grace_epochs": round(0.3 * given.epochs), "reduction": 4}
     whole, early = by_service([grid, grid | {"name": "early", "trials": 3 * given.trials, "scheduler": asha}])
     tune_wall, tune_compute = by_tune(grid)
+    print(tune_wall, tune_compute, flush=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     spent = early.report["cost"]["gradients"] / early.trials * whole.trials / whole.report["cost"]["gradients"]
     lines = [
