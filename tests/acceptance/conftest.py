@@ -11,12 +11,12 @@ from sampa.api.client import Client
 from sampa.service import local_ray
 
 from ..api.processes import ServerProcess, until
-from .jobs import CODE, LOOK_S, Run, Watched, spec, unbroken
+from .jobs import CODE, LOOK_S, PATH, Run, Watched, spec, unbroken
 
 
 @pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    server = ServerProcess(tmp_path_factory.mktemp("served") / "state", None, variables={"PYTHONPATH": str(CODE)})
+    server = ServerProcess(tmp_path_factory.mktemp("served") / "state", None, variables={"PYTHONPATH": PATH})
     try:
         server.start()
         until(

@@ -26,6 +26,7 @@ from ..api.processes import until
 
 Document = dict[str, Any]
 CODE = Path(__file__).with_name("code")
+PATH = os.pathsep.join([str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])])  # theirs stays: it may name our tree
 KINDS = ("metrics", "evaluation")
 FINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
 END_S = 120.0

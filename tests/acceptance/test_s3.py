@@ -13,7 +13,7 @@ from sampa.service import local_ray
 from sampa.workers.storage import Storage
 
 from ..api.processes import ServerProcess, until
-from .jobs import CODE, EVERY, LOOK_S, Run, Watched, assert_numbered, kill, run_of, spec, unbroken
+from .jobs import CODE, EVERY, LOOK_S, PATH, Run, Watched, assert_numbered, kill, run_of, spec, unbroken
 
 
 @pytest.fixture
@@ -25,9 +25,8 @@ def address(s3: Any, bucket: str) -> str:
 @pytest.fixture
 def served(address: str, tmp_path: Path) -> Iterator[ServerProcess]:
     """A service with a Ray of its own, which finds the keys in its environment."""
-    server = ServerProcess(
-        tmp_path / "served" / "state", None, variables={"PYTHONPATH": str(CODE), "SAMPA_STORAGE": address}
-    )
+    variables = {"PYTHONPATH": PATH, "SAMPA_STORAGE": address}
+    server = ServerProcess(tmp_path / "served" / "state", None, variables=variables)
     (tmp_path / "served").mkdir()
     server.state_dir.mkdir(mode=0o700)
     try:
