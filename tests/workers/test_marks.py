@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 from sampa.workers.errors import NotShared
-from sampa.workers.loop import Storage
 from sampa.workers.marks import MARK_VARIABLE, leave_mark, why_no_mark
 from sampa.workers.part import check_mark
+from sampa.workers.storage import Storage
 
 
 def test_a_mark_is_found_where_it_was_left(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_worker_looks_for_it_beside_the_run_that_it_trains(tmp_path: Path, mon
     monkeypatch.setenv(MARK_VARIABLE, "sweep/1")
     of_trial = str(tmp_path / "trial")
     with pytest.raises(NotShared, match="the storage is not shared"):
-        check_mark(Storage(fs.LocalFileSystem(), of_trial))
-    check_mark(Storage(fs.SubTreeFileSystem("/x", fs.LocalFileSystem()), of_trial))  # what is remote is everybody's
+        check_mark(Storage(of_trial))
+    check_mark(Storage(of_trial, fs.SubTreeFileSystem("/x", fs.LocalFileSystem())))  # what is remote is everybody's
     leave_mark(tmp_path, "sweep/1")
-    check_mark(Storage(fs.LocalFileSystem(), of_trial))
+    check_mark(Storage(of_trial))
