@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from ..service import local_ray
+from ..service.backends import launcher_of
 from ..service.launcher import Launcher
 from ..service.reconciler import Reconciler
 from ..service.settings import ServiceSettings
@@ -65,7 +66,7 @@ def create_app(
     app.state.settings, app.state.stop, app.state.draining = settings, threading.Event(), threading.Event()
     app.state.store = store or Store(settings.store_url)
     if reconciler is None:
-        launcher = launcher or local_ray.connect(settings)
+        launcher = launcher or launcher_of(settings)
         reconciler = Reconciler(app.state.store, launcher, settings)
     app.state.launcher, app.state.reconciler = launcher, reconciler
     app.state.metrics = metrics.Metrics(app.state.store, reconciler)

@@ -76,7 +76,7 @@ CHECKPOINTS = "checkpoints"
     summary="Submit a job",
     responses={
         200: {"model": JobAnswer, "description": "The key was used before: the job of then"},
-        **documented("malformed-body", "body-too-large", "unsupported-media-type", "invalid-job"),
+        **documented("malformed-body", "body-too-large", "unsupported-media-type", "invalid-job", "storage-not-shared"),
     },
 )
 def submit(

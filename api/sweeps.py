@@ -205,7 +205,7 @@ def _steered(request: Request, act: Callable[[Store], Sweep]) -> Response:
     summary="Make jobs of the recommended configuration",
     responses={
         200: {"model": PromotedJobs, "description": "The key was used before: the jobs of then"},
-        **documented("no-such-sweep", "no-report-yet", "no-recommendation", "no-storage"),
+        **documented("no-such-sweep", "no-report-yet", "no-recommendation", "no-storage", "storage-not-shared"),
         **BODY,
     },
 )
@@ -216,6 +216,7 @@ def promote(
     key: Key = None,
 ) -> Response:
     """Submit one job for each of some fresh seeds. With an Idempotency-Key, repeating the request is safe."""
+    check_storage(request)
     store = store_of(request)
     sweep = store.sweeps.get(sweep_id)
     specs = _promoted(sweep, _recommended_values(request, sweep), asked)

@@ -19,10 +19,6 @@ from .room import Node
 from .settings import ServiceSettings
 
 
-class NotShared(ValueError):
-    """What of the settings is no use where runners are on other machines, in one sentence."""
-
-
 class KubeRayJobs:
     """RayJobs that are made from a template; may be shared between threads.
 
@@ -43,7 +39,7 @@ class KubeRayJobs:
                 "runners from"
             )
         if settings.store_url.startswith("sqlite"):
-            raise NotShared(
+            raise ValueError(
                 "the backend rayjob needs a store that other nodes reach, and SQLite is a file; give SAMPA_STORE_URL a "
                 "PostgreSQL"
             )

@@ -27,10 +27,9 @@ from pathlib import Path
 
 import psutil
 
-from .kube_launcher import KubeRayJobs
-from .launcher import Content, Launcher, LaunchRefused, NoRay, RayJobs, RayUnreachable, TokenRefused, find_token
+from .launcher import Content, LaunchRefused, NoRay, RayJobs, RayUnreachable, TokenRefused
 from .room import Node
-from .settings import TOKEN_VARIABLE, ServiceSettings
+from .settings import TOKEN_VARIABLE
 
 HOST = "127.0.0.1"
 START_DEADLINE_S = 90.0
@@ -134,19 +133,6 @@ class LocalRayJobs:
         if self._jobs is None:
             raise RayUnreachable(f"the local Ray of {self._state_dir}", "it has not been started")
         return self._jobs
-
-
-def connect(settings: ServiceSettings) -> Launcher:
-    """Return what the settings name: Kubernetes, the Jobs API of a cluster, or of the local Ray, started when needed.
-
-    Raises:
-        ValueError: If Kubernetes can't be used from here, or the template or the store not with it.
-    """
-    if settings.backend == "rayjob":
-        return KubeRayJobs.of(settings)
-    if settings.ray_address is None:
-        return LocalRayJobs(settings.state_dir)
-    return RayJobs(settings.ray_address, find_token())
 
 
 def find_or_start(state_dir: Path, deadline_s: float = START_DEADLINE_S) -> LocalRay:

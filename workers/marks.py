@@ -10,7 +10,8 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from uuid import uuid4
+
+from .storage import Storage
 
 MARK_VARIABLE = "SAMPA_STORAGE_MARK"  # tells the processes of an attempt which mark to look for: ID/ATTEMPT
 _NAME = "attempt"
@@ -18,11 +19,7 @@ _NAME = "attempt"
 
 def leave_mark(runs: Path, mark: str) -> None:
     """Leave a mark in the directory of all runs; whoever leaves the same one at the same time is not in the way."""
-    place = runs / mark.partition("/")[0]
-    place.mkdir(parents=True, exist_ok=True)
-    aside = place / f".{_NAME}.{uuid4().hex}"
-    aside.write_text(mark)
-    aside.replace(place / _NAME)
+    Storage(str(runs / mark.partition("/")[0])).write(_NAME, mark.encode())
 
 
 def why_no_mark(runs: Path, environment: Mapping[str, str] = os.environ) -> str:

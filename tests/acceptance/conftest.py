@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -14,9 +16,10 @@ from ..api.processes import ServerProcess, until
 from .jobs import CODE, LOOK_S, PATH, Run, Watched, spec, unbroken
 
 
-@pytest.fixture(scope="package")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    server = ServerProcess(tmp_path_factory.mktemp("served") / "state", None, variables={"PYTHONPATH": PATH})
+@contextmanager
+def served(folder: Path, **variables: str) -> Iterator[ServerProcess]:
+    """Run a service with a Ray of its own, both on the code of this tree, until both have ended well."""
+    server = ServerProcess(folder / "state", None, variables={"PYTHONPATH": PATH, **variables})
     try:
         server.start()
         until(
@@ -30,6 +33,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         left = local_ray.find(server.state_dir)
         if left is not None:
             local_ray.stop(left)
+
+
+@pytest.fixture(scope="package")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with served(tmp_path_factory.mktemp("served")) as server:
+        yield server
 
 
 @pytest.fixture(scope="package")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from sampa.service import local_ray
 from sampa.workers.storage import Storage
 
-from ..api.processes import ServerProcess, until
-from .jobs import CODE, EVERY, LOOK_S, PATH, Run, Watched, assert_numbered, kill, run_of, spec, unbroken
+from ..api.processes import ServerProcess
+from .conftest import served
+from .jobs import CODE, EVERY, Run, Watched, assert_numbered, kill, run_of, spec, unbroken
 
 
 @pytest.fixture
@@ -23,25 +21,11 @@ def address(s3: Any, bucket: str) -> str:
 
 
 @pytest.fixture
-def served(address: str, tmp_path: Path) -> Iterator[ServerProcess]:
-    """A service with a Ray of its own, which finds the keys in its environment."""
-    variables = {"PYTHONPATH": PATH, "SAMPA_STORAGE": address}
-    server = ServerProcess(tmp_path / "served" / "state", None, variables=variables)
+def server_on_s3(address: str, tmp_path: Path) -> Iterator[ServerProcess]:
+    """A service of its own, which finds the keys in its environment."""
     (tmp_path / "served").mkdir()
-    server.state_dir.mkdir(mode=0o700)
-    try:
-        server.start()
-        until(
-            lambda: httpx.get(f"{server.url}/readyz", trust_env=False).is_success or None, "the local Ray", 120, LOOK_S
-        )
+    with served(tmp_path / "served", SAMPA_STORAGE=address) as server:
         yield server
-        server.processes[-1].send_signal(signal.SIGTERM)
-        assert server.processes[-1].wait(60) == 0, server.log.read_text()
-    finally:
-        server.end()
-        left = local_ray.find(server.state_dir)
-        if left is not None:
-            local_ray.stop(left)
 
 
 def test_a_run_on_s3_has_the_bits_of_one_here(
@@ -57,9 +41,9 @@ def test_a_run_on_s3_has_the_bits_of_one_here(
 @pytest.mark.ray
 @pytest.mark.long
 def test_a_job_whose_runner_is_killed_resumes_from_s3_with_the_same_bits(
-    served: ServerProcess, s3: Any, bucket: str, calm: Run, tmp_path: Path
+    server_on_s3: ServerProcess, s3: Any, bucket: str, calm: Run, tmp_path: Path
 ) -> None:
-    with served.client() as client:
+    with server_on_s3.client() as client:
         job = Watched(client, client.submit(spec("on-s3", workers=2, pace_s=0.05))["id"])
         job.between_checkpoints()
         (runner,) = job.runners()
@@ -77,7 +61,7 @@ def test_a_job_whose_runner_is_killed_resumes_from_s3_with_the_same_bits(
         found = {info.path.removeprefix(f"{folder}/") for info in files_below(s3, folder)}
         assert {"model.safetensors", "result.json"} < found
         assert sum(name.startswith("checkpoints/step-") for name in found) == 2
-        assert not (served.state_dir / "jobs").exists(), "nothing of it lies here"
+        assert not (server_on_s3.state_dir / "jobs").exists(), "nothing of it lies here"
 
 
 def files_below(s3: Any, folder: str) -> list[Any]:

@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from ..documents import HOST, make_certificate, merged, patched
+
 Document = dict[str, Any]
-HOST = "127.0.0.1"
 PATH = re.compile(r"/(?:api/v1|apis/ray\.io/v1)/namespaces/([^/]+)/(pods|rayclusters)(?:/([^/]+))?(?:/status)?")
 VERBS = {"GET": "get", "PATCH": "patch", "DELETE": "delete", "POST": "create"}
 
@@ -76,7 +76,10 @@ class Documents:
         """Change a document: by operations on its paths (RFC 6902), or by what is to be merged into it (RFC 7386)."""
         with self._lock:
             old = self.get(kind, name)
-            return self._put(kind, name, merged(old, patch) if isinstance(patch, dict) else patched(old, patch))
+            try:
+                return self._put(kind, name, merged(old, patch) if isinstance(patch, dict) else patched(old, patch))
+            except ValueError as error:
+                raise Refused(422, str(error)) from error
 
     def delete(self, kind: str, name: str, grace_s: float = 0.0) -> Document:
         """Remove a document, or mark it to be removed by whoever runs it, within its grace; marked twice is once."""
@@ -93,58 +96,6 @@ class Documents:
         document["metadata"]["resourceVersion"] = self.version
         self._held[kind, name] = document
         return copy.deepcopy(document)
-
-
-def merged(document: Document, patch: Mapping[str, Any]) -> Document:
-    """Return the document with the patch's fields; null removes one."""
-    new = dict(document)
-    for name, value in patch.items():
-        if value is None:
-            new.pop(name, None)
-        elif isinstance(value, dict) and isinstance(new.get(name), dict):
-            new[name] = merged(new[name], value)
-        else:
-            new[name] = value
-    return new
-
-
-def patched(document: Document, operations: Sequence[Mapping[str, Any]]) -> Document:
-    """Return the document after all operations, of which there are add, replace, remove and test.
-
-    Raises:
-        Refused: If one of them can't be done; then none is.
-    """
-    new = copy.deepcopy(document)
-    for one in operations:
-        *way, last = [step.replace("~1", "/").replace("~0", "~") for step in one["path"].split("/")[1:]]
-        try:
-            place: Any = new
-            for step in way:
-                place = place[int(step) if isinstance(place, list) else step]
-            _operate(place, last, one)
-        except (LookupError, ValueError, TypeError) as error:
-            raise Refused(422, f"{one['op']} {one['path']}: {error!r}") from error
-    return new
-
-
-def _operate(place: Any, last: str, one: Mapping[str, Any]) -> None:
-    if isinstance(place, list) and one["op"] == "add":
-        place.insert(len(place) if last == "-" else int(last), one["value"])
-        return
-    key: Any = int(last) if isinstance(place, list) else last
-    match one["op"]:
-        case "add":
-            place[key] = one["value"]
-        case "replace":
-            place[key]  # must be there
-            place[key] = one["value"]
-        case "remove":
-            del place[key]
-        case "test":
-            if place[key] != one["value"]:
-                raise ValueError(f"it is {place[key]!r}")
-        case other:
-            raise ValueError(f"operation {other} is not known")
 
 
 @dataclass(frozen=True)
@@ -249,27 +200,3 @@ def _resource(path: str) -> tuple[str, str]:
     if found is None:
         raise Refused(404, f"no resource is at {path}")
     return found[2], found[3] or ""
-
-
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Write a certificate of this host for a day, signed by itself, and its key; return both files."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, HOST)])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(HOST))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    paths = folder / "kubernetes.crt", folder / "kubernetes.key"
-    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    paths[1].write_bytes(key.private_bytes(encoding, form, serialization.NoEncryption()))
-    return paths

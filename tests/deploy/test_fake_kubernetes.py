@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from ..api.processes import until
-from .fake_kubernetes import Documents, Refused, Served, patched, served
+from ..documents import patched
+from .fake_kubernetes import Documents, Refused, Served, served
 from .miniature import CONTAINER, GROUP, NAME, NAMESPACE, raycluster
 
 
@@ -108,7 +109,7 @@ def test_a_patch_is_done_as_a_whole_or_not_at_all() -> None:
         {"op": "move", "path": "/spec/groups/0"},
         {"op": "add", "path": "/none/at/all", "value": 1},
     ):
-        with pytest.raises(Refused):
+        with pytest.raises(ValueError, match="/"):
             patched(document, [there, wrong])
     assert document == {"spec": {"groups": [{"replicas": 1}]}}
 

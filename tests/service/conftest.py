@@ -10,6 +10,7 @@ from sampa.service.reconciler import Reconciler
 from sampa.service.settings import ServiceSettings
 from sampa.service.store import Store
 
+from .fake_kube import FakeKube, fake_kube, make_account
 from .samples import FakeRay
 
 
@@ -43,3 +44,17 @@ def ray() -> FakeRay:
 @pytest.fixture
 def reconciler(store: Store, ray: FakeRay, settings: ServiceSettings) -> Reconciler:
     return Reconciler(store, ray, settings)
+
+
+@pytest.fixture
+def account(tmp_path: Path) -> Path:
+    """The service account of a pod."""
+    return make_account(tmp_path / "account")
+
+
+@pytest.fixture
+def kube(account: Path) -> Iterator[FakeKube]:
+    """A Kubernetes that trusts it."""
+    with fake_kube(account) as kube:
+        kube.tokens = {"first"}
+        yield kube

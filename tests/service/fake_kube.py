@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import datetime
-import ipaddress
 import json
 import re
 import ssl
@@ -20,6 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
+
+from ..documents import HOST, make_certificate, merged, patched
 
 KINDS = {
     "pods": ("", "v1", "Pod"),
@@ -51,7 +52,7 @@ class FakeKube(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__((HOST, 0), _Handler)
         self.lock = threading.RLock()
         self.tokens: set[str] | None = None
         self.used: set[tuple[str, str]] = set()
@@ -70,7 +71,7 @@ class FakeKube(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http{'s' if self.secure else ''}://127.0.0.1:{self.server_address[1]}"
+        return f"http{'s' if self.secure else ''}://{HOST}:{self.server_address[1]}"
 
     def all(self, kind: str, namespace: str = "sampa") -> dict[str, Resource]:
         """Return what it keeps of a kind, by name."""
@@ -127,32 +128,6 @@ def make_account(folder: Path, token: str = "first", namespace: str = "sampa") -
     (folder / "token").write_text(token)
     (folder / "namespace").write_text(namespace)
     return folder
-
-
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Write ``ca.crt``, which vouches for 127.0.0.1 and itself, and ``ca.key``; return their paths."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "fake-kube")])
-    now = datetime.datetime.now(datetime.UTC)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-    builder = builder.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(
-        now + datetime.timedelta(days=2)
-    )
-    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    builder = builder.add_extension(names, critical=False)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-    certificate = builder.sign(key, hashes.SHA256())
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ca.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    plain = serialization.NoEncryption()
-    (folder / "ca.key").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
-    )
-    return folder / "ca.crt", folder / "ca.key"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -230,8 +205,8 @@ class _Handler(BaseHTTPRequestHandler):
         before = self.server.kept[kind, namespace, name]
         if "json-patch" in self.headers["Content-Type"]:
             try:
-                after = json_patched(before, self.body)
-            except (KeyError, IndexError, ValueError) as error:
+                after = patched(before, self.body)
+            except ValueError as error:
                 return self._refuse(422, "Invalid", f"the patch can't be applied: {error}")
         else:
             after = merged(before, self.body)
@@ -269,44 +244,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         return
-
-
-def merged(value: Any, patch: Any) -> Any:
-    """Return a document after a merge patch, RFC 7386."""
-    if not isinstance(patch, dict):
-        return copy.deepcopy(patch)
-    kept = dict(value) if isinstance(value, dict) else {}
-    for key, change in patch.items():
-        if change is None:
-            kept.pop(key, None)
-        else:
-            kept[key] = merged(kept.get(key), change)
-    return kept
-
-
-def json_patched(document: Any, patch: list[dict[str, Any]]) -> Any:
-    """Return a document after a JSON patch of add, replace, remove and test, RFC 6902."""
-    document = copy.deepcopy(document)
-    for step in patch:
-        *path, last = [part.replace("~1", "/").replace("~0", "~") for part in step["path"].split("/")[1:]]
-        inner = document
-        for part in path:
-            inner = inner[int(part)] if isinstance(inner, list) else inner[part]
-        key: Any = last if isinstance(inner, dict) else len(inner) if last == "-" else int(last)
-        if step["op"] == "add" and isinstance(inner, list):
-            inner.insert(key, step["value"])
-        elif step["op"] == "add":
-            inner[key] = step["value"]
-        elif step["op"] == "test":
-            if inner[key] != step["value"]:
-                raise ValueError(f"{step['path']} is {inner[key]!r}")
-        else:
-            inner[key]  # must be there
-            if step["op"] == "remove":
-                del inner[key]
-            else:
-                inner[key] = step["value"]
-    return document
 
 
 def _labels(resource: Resource) -> dict[str, str]:

@@ -17,18 +17,6 @@ RAYJOB = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "a",
 
 
 @pytest.fixture
-def account(tmp_path: Path) -> Path:
-    return make_account(tmp_path / "account")
-
-
-@pytest.fixture
-def kube(account: Path) -> Iterator[FakeKube]:
-    with fake_kube(account) as kube:
-        kube.tokens = {"first"}
-        yield kube
-
-
-@pytest.fixture
 def rayjobs(kube: FakeKube, account: Path) -> Iterator[RayJobResources]:
     rayjobs = RayJobResources(kube.url, account=account, timeout_s=10)
     yield rayjobs

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import yaml
 from sampa.service import kube as kube_module
+from sampa.service.backends import launcher_of
 from sampa.service.kube import KubeUnusable, RayJobResources
 from sampa.service.kube_launcher import KubeRayJobs
 from sampa.service.launcher import LaunchRefused
-from sampa.service.local_ray import connect
 from sampa.service.reconciler import Reconciler
 from sampa.service.settings import ServiceSettings
 from sampa.service.states import State
 from sampa.service.store import Store
 
-from .fake_kube import FakeKube, deployed, fake_kube, make_account
+from .fake_kube import FakeKube, deployed
 from .samples import submitted, sweep_spec_of
 
 ENV = {"SAMPA_STATE_DIR": "/var/lib/sampa", "SAMPA_STORE_URL": "postgresql://u:secret@db/x"}
@@ -35,16 +35,9 @@ def allowed() -> set[tuple[str, str]]:
 
 
 @pytest.fixture
-def account(tmp_path: Path) -> Path:
-    return make_account(tmp_path / "account")
-
-
-@pytest.fixture
-def kube(account: Path) -> Iterator[FakeKube]:
-    with fake_kube(account) as kube:
-        kube.tokens = {"first"}
-        yield kube
-        assert kube.used <= allowed()
+def kube(kube: FakeKube) -> Iterator[FakeKube]:
+    yield kube
+    assert kube.used <= allowed()
 
 
 @pytest.fixture
@@ -298,7 +291,7 @@ class TestConnecting:
 
     @pytest.mark.usefixtures("pod")
     def test_the_settings_choose_it(self, kube: FakeKube, whole: ServiceSettings) -> None:
-        launcher = connect(whole.model_copy(update={"kube_namespace": "other"}))
+        launcher = launcher_of(whole.model_copy(update={"kube_namespace": "other"}))
         launcher.submit(FIRST, "exec true", ENV)
         launcher.close()
         assert [*kube.all("rayjobs", "other")] == [FIRST]
@@ -316,14 +309,14 @@ class TestConnecting:
         self, whole: ServiceSettings, tmp_path: Path, change: Callable[[Path], dict[str, Any]], why: str
     ) -> None:
         with pytest.raises(ValueError, match=why):
-            connect(whole.model_copy(update=change(tmp_path)))
+            launcher_of(whole.model_copy(update=change(tmp_path)))
 
     def test_outside_of_a_cluster_it_is_refused_at_the_start(
         self, whole: ServiceSettings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
         with pytest.raises(ValueError, match="run the API in a pod, or choose the backend jobs"):
-            connect(whole)
+            launcher_of(whole)
 
 
 def test_the_role_allows_what_a_life_takes_and_nothing_else(kube: FakeKube, launcher: KubeRayJobs) -> None:

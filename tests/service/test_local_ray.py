@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 from sampa.service import local_ray
+from sampa.service.backends import launcher_of
 from sampa.service.launcher import OVER, RayJobs, RayUnreachable, TokenRefused
-from sampa.service.local_ray import LocalRay, LocalRayJobs, RayNotStarted, connect
+from sampa.service.local_ray import LocalRay, LocalRayJobs, RayNotStarted
 from sampa.service.settings import ServiceSettings
 
 from .samples import wait_until
@@ -137,11 +138,11 @@ def test_a_temporary_directory_that_is_not_ours_to_use_is_named(tmp_path: Path) 
 
 
 def test_the_settings_say_which_ray_is_used(tmp_path: Path) -> None:
-    given = connect(ServiceSettings(state_dir=tmp_path, ray_address="http://head:8265/"))
+    given = launcher_of(ServiceSettings(state_dir=tmp_path, ray_address="http://head:8265/"))
     assert isinstance(given, RayJobs)
     assert given.url == "http://head:8265"
     given.close()
-    ours = connect(ServiceSettings(state_dir=tmp_path))
+    ours = launcher_of(ServiceSettings(state_dir=tmp_path))
     assert isinstance(ours, LocalRayJobs)
     with pytest.raises(RayUnreachable, match="has not been started"):
         ours.status("a-1")
