@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
@@ -44,18 +44,25 @@ def metrics(request: Request) -> Response:
     return Response(encode(request.app.state.metrics.registry), media_type=content_type)
 
 
+class Leading(Protocol):
+    """What is one of all API processes over a store."""
+
+    @property
+    def leads(self) -> bool: ...
+
+
 class Metrics:
     """The numbers of one application.
 
     Args:
         store: What jobs are counted in.
-        reconciler: Whose ``leads`` says whether it is the one of all API processes that reconciles.
+        reconciler: Of this process.
 
     Attributes:
         registry: Where they are read.
     """
 
-    def __init__(self, store: Store, reconciler: object) -> None:
+    def __init__(self, store: Store, reconciler: Leading) -> None:
         self.registry = CollectorRegistry()
         self._answers = Histogram(
             "sampa_http_request_duration_seconds",
@@ -76,12 +83,12 @@ class Metrics:
 class _Counted(Collector):
     """What is looked up when it is asked for."""
 
-    def __init__(self, store: Store, reconciler: object) -> None:
+    def __init__(self, store: Store, reconciler: Leading) -> None:
         self._store, self._reconciler = store, reconciler
 
     def collect(self) -> Iterator[Metric]:
-        leads = bool(getattr(self._reconciler, "leads", True))
-        yield _gauge("sampa_leader", "Whether this process is the one that reconciles", [([], leads)])
+        leads = "Whether this process is the one that reconciles"
+        yield _gauge("sampa_leader", leads, [([], self._reconciler.leads)])
         try:
             numbers = self._store.census.take()
         except StoreUnavailable:
