@@ -25,7 +25,7 @@ from sampa.service.told import Told
 from sampa.workers.reports import Report
 from sampa.workers.storage import Storage
 
-from ..service.fake_kube import FakeKube, deployed, fake_kube, make_account
+from ..fake_kube import FakeKube, deployed, fake_kube, make_account
 from ..service.samples import FakeRay, wait_until
 from .conftest import SPEC, SWEEP
 
@@ -133,8 +133,8 @@ def test_one_that_loses_its_cluster_goes_on_in_another(
     job_id = service.post("/v1/jobs", json=SPEC).json()["id"]
     played.start(f"sampa-{job_id}-1")
     wait_until(lambda: store.job(job_id).launched)
-    with kube.lock:
-        del kube.kept["rayjobs", "sampa", f"sampa-{job_id}-1"]
+    kube.delete("rayjobs", f"sampa-{job_id}-1")
+    kube.release("rayjobs", f"sampa-{job_id}-1")
     played.train(f"sampa-{job_id}-2")
     wait_until(lambda: service.get(f"/v1/jobs/{job_id}").json()["state"] == "SUCCEEDED")
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from .fake_kubernetes import Document, Documents, Served, served
+from ..fake_kube import FakeKube, Resource, fake_kube
 
 NAME, NAMESPACE, GROUP, HEAD_GROUP = "sampa", "sampa", "spot", "headgroup"
 HEAD_ADDRESS = "127.0.0.2"
@@ -39,10 +39,10 @@ OURS = ("RAY_", "SAMPA_", "KUBERNETES_")  # how variables begin that a pod has f
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RES_OPTIONS": "timeout:1 attempts:1"}
 
 
-def raycluster(*, workers: int = 2, idle_s: float = 20, drain_s: int = 20) -> Document:
+def raycluster(*, workers: int = 2, idle_s: float = 20, drain_s: int = 20) -> Resource:
     """Return a RayCluster of a head without processors and one group, of nodes with room for one worker each."""
 
-    def template(cpus: str, variables: Mapping[str, str], grace_s: int) -> Document:
+    def template(cpus: str, variables: Mapping[str, str], grace_s: int) -> Resource:
         env = [{"name": name, "value": value} for name, value in variables.items()]
         limits = {"cpu": cpus, "memory": "1Gi"}
         container = {"name": "ray", "image": "sampa", "env": env, "resources": {"limits": limits}}
@@ -142,9 +142,8 @@ class Miniature:
         cluster: The RayCluster to run.
     """
 
-    def __init__(self, folder: Path, timeline: Timeline, environment: Mapping[str, str], cluster: Document) -> None:
+    def __init__(self, folder: Path, timeline: Timeline, environment: Mapping[str, str], cluster: Resource) -> None:
         self.folder, self.timeline = folder, timeline
-        self.documents = Documents()
         self._cluster = cluster
         self._environment = _foreign(os.environ) | QUIET | dict(environment)
         self._gcs, self._dashboard, self._client = free_ports(HEAD_ADDRESS, 3)
@@ -158,11 +157,11 @@ class Miniature:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._kubernetes: Served = stack.enter_context(served(self.documents, self.folder))
+            self.kube: FakeKube = stack.enter_context(fake_kube(self.folder))
             self._disk = Path(
                 stack.enter_context(tempfile.TemporaryDirectory(prefix="mini-", ignore_cleanup_errors=True))
             )
-            self.documents.create("rayclusters", self._cluster)
+            self.kube.create("rayclusters", self._cluster)
             stack.callback(self._close)
             self._thread.start()
             self._stack = stack.pop_all()
@@ -181,7 +180,7 @@ class Miniature:
     @property
     def calls(self) -> set[tuple[str, str]]:
         """What the autoscaler asked of Kubernetes: pairs of verb and resource."""
-        return self._kubernetes.calls
+        return self.kube.used
 
     def head(self) -> str | None:
         """Return the pod of the head that is up, or None."""
@@ -193,11 +192,11 @@ class Miniature:
 
     def pods(self) -> list[str]:
         """Return the worker pods that are there, in whatever state."""
-        return [pod["metadata"]["name"] for pod in self.documents.list("pods", node_type="worker")]
+        return [pod["metadata"]["name"] for pod in self._labelled("node-type", "worker")]
 
     def replicas(self) -> int:
         """Return how many workers the autoscaler wants."""
-        groups = self.documents.get("rayclusters", NAME)["spec"]["workerGroupSpecs"]
+        groups = self.kube.get("rayclusters", NAME)["spec"]["workerGroupSpecs"]
         return sum(group["replicas"] for group in groups)
 
     def reclaim(self, name: str) -> None:
@@ -235,14 +234,14 @@ class Miniature:
 
     def _operate(self) -> None:
         """Make one pass over the RayCluster, as KubeRay's operator does with autoscaling on."""
-        spec = self.documents.get("rayclusters", NAME)["spec"]
-        heads = self.documents.list("pods", node_type="head")
+        spec = self.kube.get("rayclusters", NAME)["spec"]
+        heads = self._labelled("node-type", "head")
         if not heads:
             self._create("head", HEAD_GROUP, spec["headGroupSpec"]["template"])
         for head in heads:
             self._delete_if_ended(head)
         for group in spec["workerGroupSpecs"]:
-            pods = self.documents.list("pods", group=group["groupName"])
+            pods = self._labelled("group", group["groupName"])
             if [pod for pod in pods if self._delete_if_ended(pod)]:
                 continue  # others are made in the next pass
             names = {pod["metadata"]["name"] for pod in pods}
@@ -253,28 +252,31 @@ class Miniature:
             for _ in range(group["replicas"] - len(names - unwanted)):  # one that is still ending has its place
                 self._create("worker", group["groupName"], group["template"])
 
+    def _labelled(self, label: str, value: str) -> list[Resource]:
+        return self.kube.list("pods", {f"ray.io/{label}": value})
+
     def _note_wish(self, replicas: int, unwanted: list[str]) -> None:
         if self._noted != (replicas, unwanted):
             self._noted = replicas, unwanted
             self.timeline.note("autoscaler", f"wants {replicas} workers" + "".join(f", not {one}" for one in unwanted))
 
-    def _create(self, node_type: str, group: str, template: Document) -> None:
+    def _create(self, node_type: str, group: str, template: Resource) -> None:
         kind = "head" if node_type == "head" else f"{group}-worker"
         name = f"{NAME}-{kind}-{uuid.uuid4().hex[:5]}"
         labels = {"cluster": NAME, "node-type": node_type, "group": group, "is-ray-node": "yes"}
         metadata = {"name": name, "labels": {f"ray.io/{key}": value for key, value in labels.items()}}
-        self.documents.create("pods", {"metadata": metadata, "spec": template["spec"], "status": {"phase": "Pending"}})
+        self.kube.create("pods", {"metadata": metadata, "spec": template["spec"], "status": {"phase": "Pending"}})
         self.timeline.note("operator", f"creates {name}")
 
-    def _delete_if_ended(self, pod: Document) -> bool:
+    def _delete_if_ended(self, pod: Resource) -> bool:
         ended = pod["status"]["phase"] in {"Failed", "Succeeded"}
         if ended:
             self._delete(pod["metadata"]["name"])
         return ended
 
     def _delete(self, name: str) -> None:
-        spec = self.documents.get("pods", name)["spec"]
-        self.documents.delete("pods", name, spec.get("terminationGracePeriodSeconds", GRACE_S))
+        spec = self.kube.get("pods", name)["spec"]
+        self.kube.delete("pods", name, spec.get("terminationGracePeriodSeconds", GRACE_S))
 
     # The kubelet
 
@@ -282,14 +284,14 @@ class Miniature:
         """Start a pod's container once the last one is up: two at once may both be late on a small machine."""
         if any(not pod.up for pod in self._pods.values()):
             return
-        pods = self.documents.list("pods")
+        pods = self.kube.list("pods")
         waiting = [pod for pod in pods if pod["metadata"]["name"] not in self._pods]
         heads_first = sorted(waiting, key=lambda pod: pod["metadata"]["labels"]["ray.io/node-type"] != "head")
         for document in heads_first[:1]:
             if self.head() is not None or document["metadata"]["labels"]["ray.io/node-type"] == "head":
                 self._start(document)
 
-    def _start(self, document: Document) -> None:
+    def _start(self, document: Resource) -> None:
         name, labels = document["metadata"]["name"], document["metadata"]["labels"]
         pod = Pod(name, labels["ray.io/group"])
         address = HEAD_ADDRESS if pod.head else next(self._addresses)
@@ -314,7 +316,7 @@ class Miniature:
         flags = ["--head", "--no-monitor"] if pod.head else []
         return ["ray", "start", *flags, "--block", *(f"--{name}={value}" for name, value in options.items())]
 
-    def _variables(self, document: Document) -> dict[str, str]:
+    def _variables(self, document: Resource) -> dict[str, str]:
         """Return the environment of a pod's Ray: that of its template, and what the operator adds."""
         given = {one["name"]: one["value"] for one in document["spec"]["containers"][0].get("env", ())}
         name, group = document["metadata"]["name"], document["metadata"]["labels"]["ray.io/group"]
@@ -339,7 +341,7 @@ class Miniature:
         ray = pod.containers[0]
         if not pod.up and not ray.ended:
             self._wait_for(pod, ray)
-        document = self.documents.get("pods", pod.name)
+        document = self.kube.get("pods", pod.name)
         if ray.ended and document["status"]["phase"] == "Running":
             pod.up = True  # as far as it ever will be: others may start
             code = ray.process.returncode
@@ -353,7 +355,7 @@ class Miniature:
             for container in pod.containers:
                 container.process.send_signal(signal.SIGTERM)
         if all(container.ended for container in pod.containers):
-            self.documents.delete("pods", pod.name)
+            self.kube.delete("pods", pod.name)
             del self._pods[pod.name]
             self.timeline.note("kubelet", f"{pod.name} is gone")
         elif time.monotonic() > pod.kill_at:
@@ -366,14 +368,14 @@ class Miniature:
             self.timeline.note("kubelet", f"Ray of {pod.name} is up")
             if pod.head:
                 command = [sys.executable, "-c", AUTOSCALER, NAME, NAMESPACE, f"{HEAD_ADDRESS}:{self._gcs}"]
-                variables = {**self._kubernetes.environment(), "RAY_HEAD_POD_NAME": pod.name}
+                variables = {**self.kube.environment(), "RAY_HEAD_POD_NAME": pod.name}
                 pod.containers.append(self._container(f"{pod.name}-autoscaler", command, variables))
         elif time.monotonic() - pod.began > UP_S:
             self.timeline.note("kubelet", f"Ray of {pod.name} was not up within {UP_S:g} s")
             ray.kill()
 
-    def _say(self, name: str, status: Document) -> None:
-        self.documents.patch("pods", name, {"status": status})
+    def _say(self, name: str, status: Resource) -> None:
+        self.kube.patch("pods", name, {"status": status})
 
     def _close(self) -> None:
         """End everything at once."""
@@ -402,7 +404,7 @@ def _foreign(environment: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"}
 
 
-def _status(state: Document) -> Document:
+def _status(state: Resource) -> Resource:
     return {
         "name": "ray",
         "image": "sampa",

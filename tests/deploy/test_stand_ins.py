@@ -35,7 +35,7 @@ class Asleep(Miniature):
         group = "/spec/workerGroupSpecs/0"
         fields = {"replicas": replicas, "scaleStrategy": {"workersToDelete": [*unwanted]}}
         patch = [{"op": "replace", "path": f"{group}/{name}", "value": value} for name, value in fields.items()]
-        self.documents.patch("rayclusters", NAME, patch)
+        self.kube.patch("rayclusters", NAME, patch)
 
     def until_workers(self, count: int) -> list[str]:
         return until(lambda: self.workers() if len(self.workers()) == len(self.pods()) == count else None, self.story())
@@ -63,7 +63,7 @@ def test_workers_come_when_they_are_wanted_and_those_that_are_not_go(cluster: As
 
 def test_a_machine_that_is_reclaimed_has_its_grace_and_is_replaced_once_it_is_gone(cluster: Asleep) -> None:
     cluster.program = DEAF
-    cluster.documents.patch(
+    cluster.kube.patch(
         "rayclusters",
         NAME,
         [{"op": "replace", "path": "/spec/workerGroupSpecs/0/template/spec/terminationGracePeriodSeconds", "value": 1}],
@@ -90,4 +90,4 @@ def test_a_machine_that_fails_is_replaced_and_so_is_the_head(cluster: Asleep) ->
     cluster.kill(head)
     until(lambda: cluster.head() not in (None, head) or None, "another head")
     assert cluster.until_workers(1) == [second], "what becomes of the workers is Ray's business"
-    assert [pod["metadata"]["name"] for pod in cluster.documents.list("pods", group=GROUP)] == [second]
+    assert [pod["metadata"]["name"] for pod in cluster.kube.list("pods", {"ray.io/group": GROUP})] == [second]

@@ -10,7 +10,7 @@ from sampa.service.reconciler import Reconciler
 from sampa.service.settings import ServiceSettings
 from sampa.service.store import Store
 
-from .fake_kube import FakeKube, fake_kube, make_account
+from ..fake_kube import FakeKube, fake_kube, make_account
 from .samples import FakeRay
 
 

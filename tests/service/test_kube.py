@@ -11,7 +11,7 @@ import pytest
 from sampa.service.kube import KubeRefused, KubeUnusable, NotInCluster, RayJobResources, in_this_cluster
 from sampa.service.launcher import LaunchRefused, NoRay
 
-from .fake_kube import FakeKube, fake_kube, make_account
+from ..fake_kube import FakeKube, fake_kube, make_account
 
 RAYJOB = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "a", "labels": {"sampa/job": "x"}}}
 

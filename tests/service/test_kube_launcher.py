@@ -20,7 +20,7 @@ from sampa.service.settings import ServiceSettings
 from sampa.service.states import State
 from sampa.service.store import Store
 
-from .fake_kube import FakeKube, deployed
+from ..fake_kube import FakeKube, deployed
 from .samples import submitted, sweep_spec_of
 
 ENV = {"SAMPA_STATE_DIR": "/var/lib/sampa", "SAMPA_STORE_URL": "postgresql://u:secret@db/x"}

@@ -14,7 +14,7 @@ import yaml
 from sampa.service.launcher import NOT_IN_PLACE
 from sampa.service.rayjob import TemplateRefused, phase, read_template, resource_of, why_failed, why_not_shared
 
-from .fake_kube import deployed
+from ..fake_kube import deployed
 
 TEMPLATE = deployed("RayJob")
 SCHEMA = Path(__file__).parents[3] / "shared" / "kuberay-crds" / "rayjobs.json"

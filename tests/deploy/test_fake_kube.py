@@ -16,21 +16,15 @@ import pytest
 
 from ..api.processes import until
 from ..documents import patched
-from .fake_kubernetes import Documents, Refused, Served, served
+from ..fake_kube import FakeKube, Refused, fake_kube
 from .miniature import CONTAINER, GROUP, NAME, NAMESPACE, raycluster
 
 
 @pytest.fixture
-def documents() -> Documents:
-    made = Documents()
-    made.create("rayclusters", raycluster(workers=3))
-    return made
-
-
-@pytest.fixture
-def api(documents: Documents, tmp_path: Path) -> Iterator[Served]:
-    with served(documents, tmp_path) as api:
-        yield api
+def kube(tmp_path: Path) -> Iterator[FakeKube]:
+    with fake_kube(tmp_path) as kube:
+        kube.create("rayclusters", raycluster(workers=3))
+        yield kube
 
 
 def pod(name: str, **labels: str) -> dict[str, Any]:
@@ -40,60 +34,58 @@ def pod(name: str, **labels: str) -> dict[str, Any]:
     return {"metadata": {"name": name, "labels": named}, "spec": {}, "status": running}
 
 
-def group(documents: Documents) -> dict[str, Any]:
-    return documents.get("rayclusters", NAME)["spec"]["workerGroupSpecs"][0]  # type: ignore[no-any-return]
+def group(kube: FakeKube) -> dict[str, Any]:
+    return kube.get("rayclusters", NAME)["spec"]["workerGroupSpecs"][0]  # type: ignore[no-any-return]
 
 
-def test_rays_own_provider_launches_and_terminates_through_it(
-    documents: Documents, api: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rays_own_provider_launches_and_terminates_through_it(kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.autoscaler._private.kuberay import node_provider
     from ray.autoscaler.v2.instance_manager.cloud_providers.kuberay.cloud_provider import KubeRayProvider
 
-    where = api.environment()
-    here = partial(node_provider.url_from_resource, kubernetes_host=f"127.0.0.1:{api.port}")
+    where = kube.environment()
+    here = partial(node_provider.url_from_resource, kubernetes_host=f"127.0.0.1:{kube.port}")
     monkeypatch.setattr(node_provider, "url_from_resource", here)
     for constant in ("CA_CERT_PATH", "CLIENT_CERT_PATH", "CLIENT_KEY_PATH"):
         monkeypatch.setattr(node_provider, f"KUBERAY_{constant}", where[f"RAY_KUBERAY_{constant}"])
     provider = KubeRayProvider(NAME, {"namespace": NAMESPACE}, gcs_client=None)
     assert provider.get_non_terminated() == {}
     provider.launch({GROUP: 2}, "first")
-    assert group(documents)["replicas"] == 2
+    assert group(kube)["replicas"] == 2
     for name in ("a", "b"):
-        documents.create("pods", pod(name))
+        kube.create("pods", pod(name))
     assert sorted(provider.get_non_terminated()) == ["a", "b"]
     provider.terminate(["b"], "second")
-    assert (group(documents)["replicas"], group(documents)["scaleStrategy"]) == (1, {"workersToDelete": ["b"]})
-    documents.delete("pods", "a", grace_s=30)
+    assert (group(kube)["replicas"], group(kube)["scaleStrategy"]) == (1, {"workersToDelete": ["b"]})
+    kube.delete("pods", "a", grace_s=30)
     assert sorted(provider.get_non_terminated()) == ["b"], "one that is told to end is none of its nodes any more"
     assert not provider.poll_errors()
-    assert api.calls == {("get", "rayclusters"), ("patch", "rayclusters"), ("list", "pods")}
+    assert kube.used == {("get", "rayclusters"), ("patch", "rayclusters"), ("list", "pods")}
 
 
-def test_a_client_that_trusts_nobody_else_is_answered(api: Served) -> None:
+def test_a_client_that_trusts_nobody_else_is_answered(kube: FakeKube) -> None:
     import ssl
 
-    trust = ssl.create_default_context(cafile=str(api.certificate))
-    with httpx.Client(base_url=f"https://127.0.0.1:{api.port}", verify=trust, trust_env=False) as client:
+    trust = ssl.create_default_context(cafile=str(kube.certificate))
+    with httpx.Client(base_url=f"https://127.0.0.1:{kube.port}", verify=trust, trust_env=False) as client:
         there = client.get(f"/apis/ray.io/v1/namespaces/{NAMESPACE}/rayclusters/{NAME}")
         assert there.json()["metadata"]["name"] == NAME
         for path in (f"/api/v1/namespaces/{NAMESPACE}/pods/none", "/api/v1/namespaces/sampa/secrets"):
             assert client.get(path).status_code == 404
     with pytest.raises(httpx.ConnectError), httpx.Client(trust_env=False) as stranger:
-        stranger.get(f"https://127.0.0.1:{api.port}/")
+        stranger.get(f"https://127.0.0.1:{kube.port}/")
 
 
-def test_documents_have_versions_and_are_deleted_in_two_steps_where_there_is_a_grace(documents: Documents) -> None:
-    made = documents.create("pods", pod("a"))
-    marked = documents.delete("pods", "a", grace_s=60)
+def test_documents_have_versions_and_are_deleted_in_two_steps_where_there_is_a_grace(kube: FakeKube) -> None:
+    made = kube.create("pods", pod("a"))
+    marked = kube.delete("pods", "a", grace_s=60)
     assert int(marked["metadata"]["resourceVersion"]) > int(made["metadata"]["resourceVersion"])
-    again = documents.delete("pods", "a", grace_s=5)
+    again = kube.delete("pods", "a", grace_s=5)
     assert again["metadata"]["deletionTimestamp"] == marked["metadata"]["deletionTimestamp"]
-    assert documents.list("pods", group=GROUP, node_type="worker") == [again]
-    assert documents.list("pods", node_type="head") == []
-    documents.delete("pods", "a")
-    with pytest.raises(Refused, match="pods a not found"):
-        documents.get("pods", "a")
+    assert kube.list("pods", {"ray.io/group": GROUP, "ray.io/node-type": "worker"}) == [again]
+    assert kube.list("pods", {"ray.io/node-type": "head"}) == []
+    kube.delete("pods", "a")
+    with pytest.raises(Refused, match='pods "a" not found'):
+        kube.get("pods", "a")
 
 
 def test_a_patch_is_done_as_a_whole_or_not_at_all() -> None:
