@@ -22,7 +22,7 @@ from ..service.store import Store
 from . import bundles, health, jobs, metrics, problems, sweeps
 from .auth import OPEN_PATHS, BearerGate, token_of
 from .bodies import BodyLimit
-from .requests import Escort
+from .requests import RequestMiddleware
 
 log = logging.getLogger("sampa.api")
 PASS_DEADLINE_S = 25.0  # after which a pass of the reconciler is left to itself; one that starts Ray takes this long
@@ -73,7 +73,7 @@ def create_app(
     app.add_middleware(BodyLimit)
     app.add_middleware(BearerGate, token=token_of(settings))
     logs = settings.log_format == "json"
-    app.add_middleware(Escort, metrics=app.state.metrics, draining=app.state.draining, logs=logs)
+    app.add_middleware(RequestMiddleware, metrics=app.state.metrics, draining=app.state.draining, logs=logs)
     app.include_router(jobs.router)
     app.include_router(sweeps.router)
     app.include_router(bundles.router)

@@ -15,7 +15,7 @@ from .metrics import Metrics
 log = logging.getLogger("sampa.requests")
 
 
-class Escort:
+class RequestMiddleware:
     """Goes around everything else.
 
     Args:

@@ -26,7 +26,7 @@ from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 from sampa.api.app import create_app
 from sampa.api.metrics import Metrics
-from sampa.api.requests import Escort
+from sampa.api.requests import RequestMiddleware
 from sampa.service.rows import as_json
 from sampa.service.settings import ServiceSettings
 from sampa.service.store import Store
@@ -104,7 +104,7 @@ async def per_request(store: Store) -> float:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body"})
 
-    counted = Escort(bare, Metrics(store, IdleReconciler()), threading.Event(), False)
+    counted = RequestMiddleware(bare, Metrics(store, IdleReconciler()), threading.Event(), False)
     added = []
     for _ in range(9):
         without, with_it = [await _turn(app) for app in (bare, counted)]

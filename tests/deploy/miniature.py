@@ -146,7 +146,7 @@ class Miniature:
         self.folder, self.timeline = folder, timeline
         self._cluster = cluster
         self._environment = _foreign(os.environ) | QUIET | dict(environment)
-        self._gcs, self._dashboard, self._client = free_ports(HEAD_ADDRESS, 3)
+        self._gcs, self._dashboard, self._client, self._metrics = free_ports(HEAD_ADDRESS, 4)
         self._pods: dict[str, Pod] = {}
         self._addresses = (f"127.0.0.{number}" for number in range(3, 255))
         self._noted: Any = None
@@ -176,6 +176,11 @@ class Miniature:
     def dashboard_url(self) -> str:
         """Where the Jobs API is, whichever head serves it."""
         return f"http://{HEAD_ADDRESS}:{self._dashboard}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Where the head's Ray says its metrics."""
+        return f"http://{HEAD_ADDRESS}:{self._metrics}/metrics"
 
     @property
     def calls(self) -> set[tuple[str, str]]:
@@ -308,6 +313,7 @@ class Miniature:
         if pod.head:
             where = {"port": self._gcs, "dashboard-host": HEAD_ADDRESS, "dashboard-port": self._dashboard}
             options |= {**where, "ray-client-server-port": self._client, "include-dashboard": "true"}
+            options |= {"metrics-export-port": self._metrics}
         else:
             options |= {"address": f"{HEAD_ADDRESS}:{self._gcs}"}
         (agent,) = free_ports(address, 1)

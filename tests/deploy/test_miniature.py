@@ -20,6 +20,7 @@ from sampa.api.client import Client
 
 from ..acceptance.jobs import CODE, LOOK_S, Document, Watched, run_of, spec, unbroken
 from ..api.processes import ServerProcess, until
+from .metrics import OURS, RAYS, missing
 from .miniature import Miniature, Timeline, raycluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(480)]
@@ -156,6 +157,9 @@ def test_a_job_outlives_its_nodes_and_its_head_and_the_cluster_scales_from_and_t
     step = play.trains_with(job, 2)
     before = job.now()
     assert (before["attempt"], before["restarts"], before["elastic"]["restarts"]) == (1, 0, 1)
+    assert missing(f"{play.server.url}/metrics", OURS) == []
+    assert missing(cluster.metrics_url, RAYS) == []
+    timeline.note("service", "says all metrics at /metrics that alerts and dashboard ask for, and so does Ray")
 
     head = play.until(cluster.head, "the head")
     play.until(lambda: job.data("checkpoint") or None, "a checkpoint", job)

@@ -7,31 +7,8 @@ import subprocess
 import yaml
 
 from .manifests import manifests, the, tool
+from .metrics import OURS, RAYS
 
-# What the API says at /metrics, each with its labels; histograms by the names of their series.
-OURS = {
-    "sampa_jobs": {"kind", "state"},
-    "sampa_job_steps_per_second": {"job"},
-    "sampa_job_samples_per_second": {"job"},
-    "sampa_job_exchange_seconds": {"job"},
-    "sampa_elastic_events_total": {"cause"},
-    "sampa_elastic_pause_seconds_total": {"cause"},
-    "sampa_elastic_steps_lost_total": {"cause"},
-    "sampa_queue_wait_seconds_bucket": {"le"},
-    "sampa_queue_oldest_seconds": set(),
-    "sampa_http_request_duration_seconds_bucket": {"method", "route", "status", "le"},
-    "sampa_http_request_duration_seconds_count": {"method", "route", "status"},
-    "sampa_leader": set(),
-    "sampa_store_up": set(),
-}
-# What Ray says at its metrics ports, by the names that its reporter gives them.
-RAYS = {
-    "ray_cluster_active_nodes": {"node_type"},
-    "ray_cluster_pending_nodes": {"node_type"},
-    "ray_cluster_failed_nodes": {"node_type", "ip"},
-    "ray_node_cpu_utilization": {"ip"},
-    "ray_node_mem_used": {"ip"},
-}
 OF_TARGETS = {"ray_io_cluster", "ray_io_node_type", "ray_io_group", "instance"}  # labels that scraping adds
 
 
