@@ -39,6 +39,9 @@ bench-methods: $(INSTALLED)  ## accuracy, gradients and time of every method; li
 bench-sweep: $(INSTALLED)  ## a sweep against plain Ray Tune; likewise
 	$(RUN)/python -m tests.benchmarks.bench_sweep --out tests/benchmarks/answers/sweep-$$(date +%F).md
 
+bench-leak: $(INSTALLED)  ## what plain Ray Tune leaves behind of trials that are stopped early; likewise
+	$(RUN)/python -m tests.benchmarks.bench_leak --out tests/benchmarks/answers/leak-$$(date +%F).md
+
 bench-metrics: $(INSTALLED)  ## what GET /metrics costs with many jobs; likewise
 	$(RUN)/python -m tests.benchmarks.bench_metrics --out tests/benchmarks/answers/metrics-$$(date +%F).md
 
@@ -68,4 +71,4 @@ build/tools/promtool:
 clean:  ## remove what was built
 	rm -rf $(VENV) build *.egg-info
 
-.PHONY: help demo test test-long test-deploy lint bench bench-elastic bench-methods bench-sweep bench-metrics install clean
+.PHONY: help demo test test-long test-deploy lint bench bench-elastic bench-methods bench-sweep bench-leak bench-metrics install clean
