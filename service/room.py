@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from ..workers.plan import Workers
+from pydantic import Field
+
+from ..workers.plan import Count, Workers
+from ..workers.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,18 @@ class Node:
 
     def __str__(self) -> str:
         return f"{_count(self.cpus, 'processor')} and {_count(self.gpus, 'GPU')}"
+
+
+class NodeGroup(Settings):
+    """Nodes that are alike, as whoever runs the cluster says; it can have so many of them at most."""
+
+    cpus: Annotated[float, Field(ge=0)] = Field(description="processors of each node that jobs may use")
+    gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="GPUs of each node")
+    count: Annotated[Count, Field(le=10_000)] = Field(description="how many of them there can be")
+
+    def nodes(self) -> list[Node]:
+        """Return the nodes of the group, when all of them are there."""
+        return [Node(self.cpus, self.gpus)] * self.count
 
 
 def why_no_room(workers: Workers, nodes: Sequence[Node]) -> str:

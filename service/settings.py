@@ -13,6 +13,7 @@ from pydantic import AfterValidator, AliasGenerator, BeforeValidator, ConfigDict
 from ..workers.settings import Settings
 from ..workers.storage import Storage, address
 from .bundles import BundleLimits
+from .room import Node, NodeGroup
 
 STATE_DIR_VARIABLE = "SAMPA_STATE_DIR"
 STORE_URL_VARIABLE = "SAMPA_STORE_URL"
@@ -91,6 +92,11 @@ class ServiceSettings(Settings):
     max_running: Annotated[int, Field(ge=1)] = Field(
         default=2, description="jobs that run at once; the others wait in order"
     )
+    nodes: Annotated[list[NodeGroup] | None, Field(min_length=1), BeforeValidator(_from_json)] = Field(
+        default=None,
+        description='the nodes that the cluster can have at most, as JSON: `[{"cpus": 2, "gpus": 0, "count": 12}]`; '
+        "what Ray says when left out",
+    )
     bundles: Annotated[BundleLimits, BeforeValidator(_from_json)] = Field(
         default=BundleLimits(), description="how large the users' own code may be; in the environment as JSON"
     )
@@ -139,6 +145,10 @@ class ServiceSettings(Settings):
     def own_ray(self) -> bool:
         """Whether the jobs run on a local Ray of this service's own, which nobody else can ask anything."""
         return self.backend == "jobs" and self.ray_address is None
+
+    def most_nodes(self) -> list[Node] | None:
+        """Return the nodes that the cluster can have at most; None where the settings don't say."""
+        return None if self.nodes is None else [node for group in self.nodes for node in group.nodes()]
 
     def job_storage(self, job_id: str) -> Storage:
         """Return where the files of one job or sweep lie: checkpoints/, model.safetensors and result.json; its report.

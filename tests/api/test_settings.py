@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from sampa.api.faults import faults_of, summary
 from sampa.service.bundles import BundleLimits
 from sampa.service.launcher import find_token
+from sampa.service.room import Node
 from sampa.service.settings import ServiceSettings
 
 GIVEN = {
@@ -17,6 +18,7 @@ GIVEN = {
     "SAMPA_STORE_URL": "postgresql://sampa@db/sampa",
     "SAMPA_RAY_ADDRESS": "http://head:8265",
     "SAMPA_MAX_RUNNING": "8",
+    "SAMPA_NODES": '[{"cpus": 2, "count": 2}, {"cpus": 8, "gpus": 1, "count": 1}]',
     "SAMPA_BUNDLES": '{"files": 10}',
     "SAMPA_POLL_S": "0.1",
     "SAMPA_HOST": "0.0.0.0",
@@ -38,6 +40,7 @@ def test_every_setting_may_be_in_the_environment() -> None:
     assert (settings.state_dir, settings.store_url) == (Path("/var/lib/sampa"), "postgresql://sampa@db/sampa")
     assert (settings.max_running, settings.poll_s, settings.drain_s) == (8, 0.1, 20.0)
     assert settings.bundles == BundleLimits(files=10)
+    assert settings.most_nodes() == [Node(2, 0), Node(2, 0), Node(8, 1)]
     assert settings.token is not None
     assert settings.token.get_secret_value() == "of-a-secret"
 
@@ -70,6 +73,13 @@ def test_made_by_name_they_know_nothing_of_the_environment(monkeypatch: pytest.M
         ("SAMPA_LOG_FORMAT", "xml", "SAMPA_LOG_FORMAT must be 'text' or 'json', but is \"xml\""),
         ("SAMPA_BUNDLES", "{files: 1}", "SAMPA_BUNDLES: must be JSON, which fails at column 2"),
         ("SAMPA_BUNDLES", '{"fils": 1}', "SAMPA_BUNDLES.fils is not a known field; did you mean files?"),
+        ("SAMPA_NODES", "12", "SAMPA_NODES must be a valid list, but is 12"),
+        ("SAMPA_NODES", "[", "SAMPA_NODES: must be JSON, which fails at column 2"),
+        ("SAMPA_NODES", "[]", "SAMPA_NODES must have at least 1 item after validation, but is a list"),
+        ("SAMPA_NODES", '[{"cpus": 2}]', "SAMPA_NODES.0.count is missing; add it"),
+        ("SAMPA_NODES", '[{"cpus": 2, "count": 0}]', "SAMPA_NODES.0.count must be at least 1, but is 0"),
+        ("SAMPA_NODES", '[{"cpus": -1, "count": 1}]', "SAMPA_NODES.0.cpus must be at least 0, but is -1"),
+        ("SAMPA_NODES", '[{"cpus": 2, "gpu": 1, "count": 1}]', "SAMPA_NODES.0.gpu is not a known field; remove it"),
         ("SAMPA_TOKEN", "my secret", "SAMPA_TOKEN: must be printable ASCII characters without a space"),
     ],
 )
