@@ -52,6 +52,7 @@ class Coordinator:
         batch_size: Rows of a step, for the ledger.
         reached: The last step that earlier attempts are known to have committed.
         end: Ends the process of a worker, given the handle that it came with.
+        bell: Set when something has happened; for several coordinators whose news one asks for at once.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Coordinator:
         batch_size: int = 1,
         reached: int = 0,
         end: Callable[[Any], None] | None = None,
+        bell: asyncio.Event | None = None,
     ) -> None:
         least = wanted if least is None else least
         self._protocol = Generations(wanted, least, batch_size=batch_size, reached=reached)
@@ -72,7 +74,7 @@ class Coordinator:
         self._change = asyncio.Event()
         self._reports: list[Report] = []
         self._lost: list[str] = []
-        self._news = asyncio.Event()
+        self._bell = bell or asyncio.Event()
         self._outcome: dict[str, Any] | None = None
         self._claimed: set[int] = set()
         self._ticking: asyncio.Task[None] | None = None
@@ -118,7 +120,7 @@ class Coordinator:
     async def report(self, reports: Sequence[Report]) -> None:
         """Take a worker's reports."""
         self._reports += reports
-        self._news.set()
+        self._bell.set()
 
     async def finish(self, name: str, outcome: dict[str, Any]) -> None:
         """Take how the run ended, from one of its workers; the first word counts.
@@ -137,7 +139,7 @@ class Coordinator:
         self._lost.append(name)
         self._protocol.gone(name, time.monotonic())
         self._act()
-        self._news.set()
+        self._bell.set()
 
     async def claim(self, number: int) -> bool:
         """Say whether the fault of this number is still to come, and take it: each comes once."""
@@ -145,7 +147,7 @@ class Coordinator:
         self._claimed.add(number)
         if new:
             self._reports.append(Report("fault", {"number": number}))
-            self._news.set()
+            self._bell.set()
         return new
 
     async def due(self, numbers: Sequence[int]) -> bool:
@@ -158,10 +160,12 @@ class Coordinator:
 
     async def news(self, wait_s: float) -> News:
         """Return what has happened since the last call; wait for something to happen, if need be."""
-        if not self._news.is_set():
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), wait_s)
-        self._news.clear()
+        await answered(self._bell, wait_s)
+        return self.take_news()
+
+    def take_news(self) -> News:
+        """Return what has happened since the last call, now. It is told once, so nothing may come between this and
+        the answer in which it goes out; above all nothing that can be cancelled."""
         reports, self._reports = self._reports, []
         lost, self._lost = self._lost, []
         view = self._protocol.view
@@ -200,7 +204,7 @@ class Coordinator:
         self._outcome = outcome
         self._protocol.finish(time.monotonic())
         self._act()
-        self._news.set()
+        self._bell.set()
 
     def _act(self) -> None:
         """Do what the protocol has decided."""
@@ -228,7 +232,7 @@ class Coordinator:
                 case Stopped(step, why):
                     self._outcome = {"succeeded": False, "stopped": True, "step": step, "reason": why}
         if effects:
-            self._news.set()
+            self._bell.set()
 
     def _answer(self, name: str, answer: View | Dismissed) -> None:
         future = self._answers.pop(name, None)
@@ -264,6 +268,14 @@ class Coordinator:
             await asyncio.sleep(TICK_S)
             self._protocol.tick(time.monotonic())
             self._act()
+
+
+async def answered(bell: asyncio.Event, wait_s: float) -> None:
+    """Wait until a bell is rung, but no longer than that; then it can be rung again."""
+    if not bell.is_set():
+        with suppress(TimeoutError):
+            await asyncio.wait_for(bell.wait(), wait_s)
+    bell.clear()
 
 
 def _kill(handle: Any) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .coordinator import Coordinator, News
+from .coordinator import Coordinator, News, answered
 from .errors import Dismissed
 from .plan import Plan
 
@@ -44,7 +44,7 @@ class Lobby:
         self._waiting: dict[str, asyncio.Future[Assignment]] = {}
         self._released: set[str] = set()
         self._handles: dict[str, Any] = {}
-        self._came = asyncio.Event()
+        self._bell = asyncio.Event()  # rung by whoever comes for work, and by all coordinators
 
     # What workers say
 
@@ -59,7 +59,7 @@ class Lobby:
             raise Dismissed(save=False)
         answer: asyncio.Future[Assignment] = asyncio.get_running_loop().create_future()
         self._waiting[worker] = answer
-        self._came.set()
+        self._bell.set()
         await asyncio.wait([answer], timeout=wait_s)
         if answer.done():
             return answer.result()
@@ -80,7 +80,7 @@ class Lobby:
 
     async def open(self, key: str, wanted: int, least: int, batch_size: int, reached: int) -> None:
         """Make the coordinator of a run; see there."""
-        self._coordinators[key] = Coordinator(wanted, least, batch_size=batch_size, reached=reached)
+        self._coordinators[key] = Coordinator(wanted, least, batch_size=batch_size, reached=reached, bell=self._bell)
 
     async def close(self, key: str) -> None:
         """Let go of a run that is over."""
@@ -109,13 +109,8 @@ class Lobby:
 
     async def news(self, wait_s: float) -> tuple[Mapping[str, News], list[str]]:
         """Return what has happened in the runs, by key, and who has nothing to do; wait for something, if need be."""
-        asked = {key: asyncio.create_task(one.news(wait_s)) for key, one in self._coordinators.items()}
-        came = asyncio.create_task(self._came.wait())
-        done, late = await asyncio.wait({*asked.values(), came}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-        for task in late:
-            task.cancel()
-        self._came.clear()
-        return {key: task.result() for key, task in asked.items() if task in done}, [*self._waiting]
+        await answered(self._bell, wait_s)
+        return {key: one.take_news() for key, one in self._coordinators.items()}, [*self._waiting]
 
 
 @dataclass(frozen=True)
