@@ -39,6 +39,7 @@ from .replies import (
     LastEvent,
     all_events,
     answer,
+    check_room,
     check_storage,
     heard,
     listed,
@@ -86,6 +87,7 @@ def submit(
 ) -> Response:
     """Store a job; it starts as soon as there is room. With an Idempotency-Key, repeating the request is safe."""
     check_storage(request)
+    check_room(request, spec.workers)
     job, created = store_of(request).submit(spec, key)
     return submitted(request, job, job_answer(job), created)
 

@@ -9,13 +9,16 @@ from urllib.parse import urlencode
 from fastapi import Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from ..service.room import why_no_room
 from ..service.settings import ServiceSettings
 from ..service.shared import runs_of
 from ..service.store import Event, Job, Store, Sweep
 from ..workers.ledger import Ledger
+from ..workers.plan import Workers
+from .faults import Fault
 from .models import Answer, EventPage, EventQuery, ListQuery
 from .pages import Position, cursor_after, position_of
-from .problems import Problem, documented
+from .problems import Problem, documented, invalid_body
 from .stream import EventStream
 
 EVERYWHERE = documented("unauthorized", "invalid-request", "internal", "not-ready")
@@ -61,6 +64,19 @@ def check_storage(request: Request) -> None:
             "Nothing was stored. Use a volume that many nodes may write to, at the same path everywhere."
         )
         raise Problem("storage-not-shared", detail)
+
+
+def check_room(request: Request, workers: Workers, field: str = "workers") -> None:
+    """Raise the problem of workers of which not even the fewest could ever run on the cluster, if that can be told.
+
+    ``field`` is where the body has them.
+    """
+    nodes, launcher = settings_of(request).most_nodes(), request.app.state.launcher
+    if nodes is None and launcher is not None:
+        nodes = launcher.room()
+    why = "" if nodes is None else why_no_room(workers, nodes)
+    if why:
+        raise invalid_body("no-room", [Fault(tuple(field.split(".")), f"{field}: {why}")])
 
 
 def path_of(record: Job | Sweep) -> str:

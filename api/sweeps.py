@@ -11,14 +11,13 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import ValidationError
 
-from ..service.room import why_no_room
 from ..service.specs import JobSpec
 from ..service.store import Job, Store, Sweep
 from ..service.sweeps.answer import PLOT_FILE, REPORT_FILE
 from ..service.sweeps.promotion import promoted
 from ..service.sweeps.spec import SweepSpec
 from .downloads import file_reply
-from .faults import Fault, faults_of
+from .faults import faults_of
 from .models import Data, EventPage, job_answer
 from .problems import Problem, documented, invalid_body
 from .replies import (
@@ -32,6 +31,7 @@ from .replies import (
     Known,
     LastEvent,
     answer,
+    check_room,
     check_storage,
     heard,
     listed,
@@ -110,18 +110,9 @@ PICTURE: dict[int | str, dict[str, Any]] = {
 def submit(request: Request, spec: Annotated[SweepSpec, Body(openapi_examples=EXAMPLES)], key: Key = None) -> Response:
     """Store a sweep; it starts as soon as there is room. With an Idempotency-Key, repeating the request is safe."""
     check_storage(request)
-    _check_room(request, spec)
+    check_room(request, spec.example.workers, "base.workers")
     sweep, created = store_of(request).sweeps.submit(spec, key)
     return submitted(request, sweep, sweep_answer(sweep), created)
-
-
-def _check_room(request: Request, spec: SweepSpec) -> None:
-    """Raise the problem of a sweep whose trials could never run on the cluster, if that can be told."""
-    launcher = request.app.state.launcher
-    nodes = launcher.room() if launcher is not None else None
-    why = "" if nodes is None else why_no_room(spec.example.workers, nodes)
-    if why:
-        raise invalid_body("no-room", [Fault(("base", "workers"), f"base.workers: {why}")])
 
 
 @router.get("", response_model=SweepPage, summary="List sweeps", responses=documented("wrong-cursor"))
@@ -220,6 +211,7 @@ def promote(
     store = store_of(request)
     sweep = store.sweeps.get(sweep_id)
     specs = _promoted(sweep, _recommended_values(request, sweep), asked)
+    check_room(request, specs[0].workers)
     keys = [key and f"{sweep_id}/promote/{spec.seed}/{key}" for spec in specs]
     made = [store.submit(spec, own_key) for spec, own_key in zip(specs, keys, strict=True)]
     created = any(new for _, new in made)

@@ -23,8 +23,8 @@ class Node:
 
     def holds(self, workers: Workers) -> int:
         """Return how many of these workers have room on the node, if nobody else is there."""
-        by_cpus = self.cpus // workers.cpus
-        return int(min(by_cpus, self.gpus // workers.gpus) if workers.gpus else by_cpus)
+        by_cpus = _times(self.cpus, workers.cpus)
+        return min(by_cpus, _times(self.gpus, workers.gpus)) if workers.gpus else by_cpus
 
     def __str__(self) -> str:
         return f"{_count(self.cpus, 'processor')} and {_count(self.gpus, 'GPU')}"
@@ -49,9 +49,14 @@ def why_no_room(workers: Workers, nodes: Sequence[Node]) -> str:
         return ""
     each = str(Node(workers.cpus, workers.gpus))
     has = "; ".join(f"{count} with {node}" for node, count in _counted(nodes)) or "none"
-    wanted = "a worker" if workers.min == 1 else f"{workers.min} workers at once"
+    wanted = f"{'a worker' if workers.min == 1 else f'{workers.min} workers at once'} of {each}"
     advice = "ask for less, or add nodes"
-    return f"each trial needs {wanted} of {each}, but the nodes of the cluster have room for {fit} ({has}); {advice}"
+    return f"there must be room for {wanted}, but the nodes of the cluster have room for {fit} ({has}); {advice}"
+
+
+def _times(has: float, each: float) -> int:
+    """Return how often a part goes into what there is; in ten-thousandths, as Ray counts."""
+    return round(has * 10_000) // max(1, round(each * 10_000))
 
 
 def _counted(nodes: Sequence[Node]) -> list[tuple[Node, int]]:

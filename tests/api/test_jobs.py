@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from sampa.api.app import create_app
+from sampa.service.launcher import Launcher, RayJobs
+from sampa.service.room import Node, NodeGroup
 from sampa.service.settings import ServiceSettings
 from sampa.service.specs import JobSpec
 from sampa.service.states import State
 from sampa.service.store import Job, Store
 
-from .conftest import SPEC, elastic, metrics
+from ..service.samples import FakeRay
+from .conftest import SPEC, AppTransport, elastic, metrics
 from .fakes import IdleReconciler
 from .test_problems import problem
 
@@ -85,6 +90,54 @@ def test_a_key_with_another_body_is_refused(http: httpx.Client, store: Store) ->
 def test_a_key_that_is_no_key_is_refused(http: httpx.Client, key: str) -> None:
     answer = http.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": key})
     assert "Idempotency-Key" in problem(answer, 422, "invalid-request")["detail"]
+
+
+GREEDY = {**SPEC, "workers": {"gpus": 1}}
+
+
+def test_what_could_never_run_is_refused_with_what_the_cluster_has(
+    http: httpx.Client, store: Store, reconciler: IdleReconciler, launcher: FakeRay
+) -> None:
+    launcher.nodes = [Node(2, 0)]
+    document = problem(http.post("/v1/jobs", json=GREEDY), 422, "no-room")
+    assert document["errors"][0]["pointer"] == "/workers"
+    assert document["detail"] == (
+        "workers: there must be room for a worker of 1 processor and 1 GPU, but the nodes of the cluster have room for "
+        "0 (1 with 2 processors and 0 GPUs); ask for less, or add nodes."
+    )
+    assert (store.jobs(), reconciler.woken) == ([], 0)
+    assert http.post("/v1/jobs", json=SPEC).status_code == 201
+
+
+def test_only_the_fewest_workers_must_have_room_and_a_job_may_be_resized_beyond_it(
+    http: httpx.Client, launcher: FakeRay
+) -> None:
+    launcher.nodes = [Node(2, 0)]
+    elastic_job = {**SPEC, "pairs": 4, "workers": {"min": 2, "max": 8}}
+    path = http.post("/v1/jobs", json=elastic_job).headers["location"]
+    assert http.post(f"{path}/resize", json={"workers": 4}).json()["workers"]["wanted"] == 4
+    problem(http.post("/v1/jobs", json={**elastic_job, "workers": {"min": 3}}), 422, "no-room")
+
+
+@pytest.mark.parametrize("of", [lambda: None, FakeRay, lambda: RayJobs("http://127.0.0.1:1")])
+def test_the_settings_know_better_than_ray_what_the_cluster_can_have(
+    settings: ServiceSettings, store: Store, reconciler: IdleReconciler, token: str, of: Callable[[], Launcher | None]
+) -> None:
+    """Also where nobody else knows: without a launcher, with one that can't tell, and with a Ray that is away."""
+    ray = of()
+
+    def submit(nodes: list[NodeGroup] | None) -> httpx.Response:
+        app = create_app(settings.model_copy(update={"nodes": nodes}), store, reconciler, ray)
+        headers = {"Authorization": f"Bearer {token}"}
+        with httpx.Client(transport=AppTransport(app), base_url="http://sampa.test", headers=headers) as client:
+            return client.post("/v1/jobs", json=GREEDY)
+
+    assert submit(None).status_code == 201
+    small = NodeGroup(cpus=2, count=12)
+    assert "(12 with 2 processors and 0 GPUs)" in problem(submit([small]), 422, "no-room")["detail"]
+    if isinstance(ray, FakeRay):
+        ray.nodes = [Node(2, 0)]  # the others aren't there yet
+    assert submit([small, NodeGroup(cpus=8, gpus=1, count=1)]).status_code == 201
 
 
 def test_pages_show_every_job_once_while_new_ones_come(http: httpx.Client, store: Store) -> None:

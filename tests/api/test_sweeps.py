@@ -328,6 +328,13 @@ class TestPromote:
         assert "seeds must be at least 1" in problem(promote({"seeds": 0}), 422, "invalid-request")["detail"]
         assert store.jobs() == []
 
+    def test_what_could_never_run_is_refused_here_too(
+        self, promote: Callable[..., httpx.Response], store: Store, launcher: FakeRay
+    ) -> None:
+        launcher.nodes = [Node(0.5, 0)]
+        assert "(1 with 0.5 processors and 0 GPUs)" in problem(promote(), 422, "no-room")["detail"]
+        assert store.jobs() == []
+
     def test_without_a_recommendation_there_is_nothing_to_promote(
         self, http: httpx.Client, sweep: Sweep, folder: Path
     ) -> None:
