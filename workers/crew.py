@@ -11,13 +11,15 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+
+from .sharing import room_for
 
 NODE = "ray.io/node-id"  # the label by which Ray knows a node
 BACK_OFF_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # before the next start, by failures since the last progress
@@ -157,10 +159,9 @@ class Crew:
         """Return the nodes that hold as many of this crew as they ever could, those that are starting included."""
         there = Counter(run.node for run in self._runs if not run.over and run.name not in self._lost)
         nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]} if there else {}
-        return frozenset(name for name, count in there.items() if name in nodes and count >= self._most_on(nodes[name]))
-
-    def _most_on(self, has: Mapping[str, float]) -> int:
-        return min(int(has.get(name, 0.0) / each + 1e-6) for name, each in self._resources.items() if each)
+        return frozenset(
+            name for name, count in there.items() if name in nodes and count >= room_for(self._resources, nodes[name])
+        )
 
     def _give_back(self, room: _Room) -> int:
         self._rooms.remove(room)

@@ -1,9 +1,11 @@
-"""How the workers of a pool are shared out among its runs: a pure function."""
+"""How many workers have room on a node, and how those of a pool are shared out among its runs: pure functions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+_PARTS = 10_000  # of a processor or GPU, in which Ray counts
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,13 @@ class Need:
 
     least: int
     most: int
+
+
+def room_for(worker: Mapping[str, float], node: Mapping[str, float]) -> int:
+    """Return how many workers have room on a node where nobody else is, given what each takes and what it has."""
+    return min(
+        round(node.get(name, 0.0) * _PARTS) // max(1, round(each * _PARTS)) for name, each in worker.items() if each
+    )
 
 
 def share(needs: Sequence[Need], workers: int, spare: bool) -> list[int]:

@@ -1,12 +1,29 @@
-"""How a pool's workers are shared out."""
+"""How many workers have room, and how a pool's are shared out."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sampa.workers.sharing import Need, share
+from sampa.workers.sharing import Need, room_for, share
 
 needs = st.lists(
     st.tuples(st.integers(1, 4), st.integers(0, 4)).map(lambda pair: Need(pair[0], pair[0] + pair[1])), max_size=6
 )
+
+
+@pytest.mark.parametrize(
+    ("worker", "node", "fit"),
+    [
+        ({"CPU": 1.0}, {"CPU": 2.0}, 2),
+        ({"CPU": 0.1}, {"CPU": 1.0}, 10),  # 1.0 // 0.1 is 9
+        ({"CPU": 0.1}, {"CPU": 0.3}, 3),  # int(0.3 / 0.1) is 2
+        ({"CPU": 0.3}, {"CPU": 0.8999}, 2),
+        ({"CPU": 1.0, "GPU": 0.25}, {"CPU": 8.0, "GPU": 1.0}, 4),
+        ({"CPU": 1.0, "GPU": 0.0}, {"CPU": 2.0}, 2),
+        ({"CPU": 1.0, "GPU": 1.0}, {"CPU": 2.0}, 0),
+    ],
+)
+def test_as_many_workers_have_room_as_ray_would_give_it(worker, node, fit):
+    assert room_for(worker, node) == fit
 
 
 @given(needs, st.integers(0, 20), st.booleans())
