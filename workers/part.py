@@ -11,7 +11,7 @@ import ray
 import torch
 
 from .coordinator import ANSWER_S
-from .errors import NotShared, RunError
+from .errors import NotFinite, NotShared, RunError
 from .faults import Fault, Saboteur
 from .loop import Worker
 from .marks import why_no_mark
@@ -66,7 +66,7 @@ def take_part(
             result = Worker(plan, seat, storage, reporter, device, saboteur, hold_at).run()
             outcome = None if result is None else {"succeeded": True, "result": result}
         except RunError as error:
-            outcome = {"succeeded": False, "reason": str(error)}
+            outcome = {"succeeded": False, "reason": str(error), "diverged": isinstance(error, NotFinite)}
         except ray.exceptions.RayError:
             return  # the coordinator is gone, and the run with it
         except StorageError as error:

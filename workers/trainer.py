@@ -55,12 +55,16 @@ class Outcome:
         reason: Why not, in a sentence; empty if it did.
         result: The content of result.json; empty if it did not.
         stopped: Whether it was stopped, and goes on from its newest checkpoint when it is started again.
+        held: Whether that was where it was to be held.
+        diverged: Whether a loss or an update was no finite number any more, which another attempt would not change.
     """
 
     succeeded: bool
     reason: str
     result: dict[str, JsonValue]
     stopped: bool = False
+    held: bool = False
+    diverged: bool = False
 
 
 def train(
@@ -110,9 +114,10 @@ def train(
 def conclude(outcome: Mapping[str, Any], plan: Plan, storage: Storage, attempt: int, ledger: Ledger) -> Outcome:
     """Return how a run ended, from what its coordinator says; write ``result.json`` if it has trained to its end."""
     if not outcome["succeeded"]:
-        return Outcome(False, outcome["reason"], {}, stopped=outcome.get("stopped", False))
+        how = {name: outcome.get(name, False) for name in ("stopped", "diverged")}
+        return Outcome(False, outcome["reason"], {}, **how)
     if "held_at" in outcome["result"]:
-        return Outcome(False, f"held at step {outcome['result']['held_at']}", {}, stopped=True)
+        return Outcome(False, f"held at step {outcome['result']['held_at']}", {}, stopped=True, held=True)
     result = {
         "state": "SUCCEEDED",
         **outcome["result"],

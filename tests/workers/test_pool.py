@@ -152,7 +152,8 @@ def test_a_dropped_run_makes_room_at_once(play):
 def test_a_held_run_stops_where_it_was_to_and_goes_on_with_the_same_numbers(play):
     play.open("run", plan(), hold_at=3)
     play.until_ended()
-    assert (play.outcomes["run"].stopped, play.outcomes["run"].reason) == (True, "held at step 12")
+    held = play.outcomes["run"]
+    assert (held.stopped, held.held, held.reason) == (True, True, "held at step 12")
     play.open("run", play.plans["run"], attempt=2, reached=12)
     play.until_ended()
     play.assert_calm()
