@@ -1,23 +1,15 @@
-"""The server as a container runs it: settings from the environment alone, another user, nothing to write but its state.
-
-Where the machine allows it, the file system is read-only but for /tmp and the state directory.
-"""
+"""The server as a container runs it: settings from the environment, another user, nothing to write to but its state."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -27,6 +19,7 @@ from sampa.service.states import State
 from sampa.service.store import Store
 
 from .conftest import SPEC
+from .containers import Container, ask, prefix_for, started
 from .fakes import fake_ray
 from .processes import SAMPA, until
 
@@ -35,37 +28,11 @@ READY_S = 30.0  # the budget of a startup probe
 DRAIN_S = 6.0
 END_S = DRAIN_S + 30.0  # the least grace that deployments are told to give
 TOKEN = "of-a-secret-0123456789"
-READ_ONLY = """
-mount --bind /tmp /tmp && mount -o remount,bind,ro / &&
-exec setpriv --reuid {user} --regid {user} --clear-groups --no-new-privs --bounding-set -all "$@"
-"""
-PREFIXES = (
-    ["unshare", "--mount", "sh", "-c", READ_ONLY.format(user=USER), "sh"],
-    ["setpriv", "--reuid", str(USER), "--regid", str(USER), "--clear-groups"],
-)
-
-
-def environment(**more: str) -> dict[str, str]:
-    """Return what the image would set, and no more; there is no home."""
-    path = os.pathsep.join(
-        str(Path(one).absolute()) for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one
-    )
-    return {"PATH": os.environ["PATH"], "PYTHONPATH": path, **more}
 
 
 @pytest.fixture(scope="module")
 def prefix() -> list[str]:
-    """What goes before a command, so that it can do as little as possible here."""
-    look = [sys.executable, "-c", "import sampa.api.serve"]
-    for prefix in PREFIXES if os.getuid() == 0 else ():
-        if shutil.which(prefix[0]) is None:
-            continue
-        tried = subprocess.run(
-            [*prefix, *look], env=environment(), cwd="/", capture_output=True, check=False, timeout=60
-        )
-        if tried.returncode == 0:
-            return prefix
-    return []
+    return prefix_for(USER)
 
 
 @pytest.fixture
@@ -75,24 +42,6 @@ def state_dir(prefix: list[str]) -> Iterator[Path]:
         os.chown(folder, USER, USER)
     yield folder
     shutil.rmtree(folder)
-
-
-class Container:
-    """A server process and what it has said."""
-
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self.process, self.log = process, log
-
-    def lines(self) -> list[dict[str, Any]]:
-        """Return what it has said; each line of it is JSON."""
-        return [json.loads(line) for line in self.log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-    def said(self, pattern: str) -> re.Match[str] | None:
-        assert self.process.poll() is None, self.log.read_text()
-        return next(filter(None, (re.search(pattern, line["message"]) for line in self.lines())), None)
-
-    def url(self) -> str:
-        return str(until(lambda: self.said(r"serving at (\S+),"), "the server to say where it is")[1])
 
 
 @contextmanager
@@ -107,21 +56,8 @@ def container(prefix: list[str], state_dir: Path, log: Path, **settings: str) ->
         "SAMPA_POLL_S": "0.05",
         **settings,
     }
-    with log.open("wb") as output:
-        command = [*prefix, *SAMPA, "serve"]
-        process = subprocess.Popen(command, env=environment(**variables), stdout=output, stderr=output, cwd="/")
-    try:
-        yield Container(process, log)
-    finally:
-        process.kill()
-        process.wait(10)
-
-
-def ask(url: str) -> httpx.Response | None:
-    try:
-        return httpx.get(url, trust_env=False, timeout=10)
-    except httpx.TransportError:
-        return None
+    with started([*SAMPA, "serve"], prefix, log, variables) as served:
+        yield served
 
 
 def ready(url: str) -> bool | None:
@@ -143,7 +79,7 @@ def test_it_lives_and_ends_as_a_container_should(prefix: list[str], state_dir: P
             reader = StreamReader(url, job_id)
             until(lambda: reader.events or None, "the stream to begin")
 
-            served.process.send_signal(signal.SIGTERM)
+            served.signal(signal.SIGTERM)
             until(lambda: served.said("stopping on SIGTERM after 6 s"), "the signal to be seen")
             answer = httpx.get(f"{url}/readyz", trust_env=False)
             assert answer.status_code == 503
@@ -177,9 +113,9 @@ def test_the_second_signal_ends_it_while_it_drains(prefix: list[str], state_dir:
     with container(prefix, state_dir, tmp_path / "log", **settings) as served:
         url = served.url()
         until(lambda: ask(f"{url}/livez"), "an answer")
-        served.process.send_signal(signal.SIGTERM)
+        served.signal(signal.SIGTERM)
         until(lambda: served.said("stopping on SIGTERM"), "the signal to be seen")
-        served.process.send_signal(signal.SIGTERM)
+        served.signal(signal.SIGTERM)
         assert served.process.wait(10) == 128 + signal.SIGTERM
     assert served.lines()[-1]["message"] == "stopped at once"
 
