@@ -10,6 +10,7 @@ from pydantic import Field
 
 from ..workers.plan import Count, Workers
 from ..workers.settings import Settings
+from ..workers.sharing import room_for
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,7 @@ class Node:
 
     def holds(self, workers: Workers) -> int:
         """Return how many of these workers have room on the node, if nobody else is there."""
-        by_cpus = _times(self.cpus, workers.cpus)
-        return min(by_cpus, _times(self.gpus, workers.gpus)) if workers.gpus else by_cpus
+        return room_for({"CPU": workers.cpus, "GPU": workers.gpus}, {"CPU": self.cpus, "GPU": self.gpus})
 
     def __str__(self) -> str:
         return f"{_count(self.cpus, 'processor')} and {_count(self.gpus, 'GPU')}"
@@ -52,11 +52,6 @@ def why_no_room(workers: Workers, nodes: Sequence[Node]) -> str:
     wanted = f"{'a worker' if workers.min == 1 else f'{workers.min} workers at once'} of {each}"
     advice = "ask for less, or add nodes"
     return f"there must be room for {wanted}, but the nodes of the cluster have room for {fit} ({has}); {advice}"
-
-
-def _times(has: float, each: float) -> int:
-    """Return how often a part goes into what there is; in ten-thousandths, as Ray counts."""
-    return round(has * 10_000) // max(1, round(each * 10_000))
 
 
 def _counted(nodes: Sequence[Node]) -> list[tuple[Node, int]]:
