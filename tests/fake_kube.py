@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+import yaml
+
 from .documents import HOST, make_certificate, merged, patched
 
 KINDS = {
@@ -205,6 +207,13 @@ def deployed(kind: str) -> Path:
     """Return the file of deploy/components/rayjob with a resource of this kind."""
     files = sorted(COMPONENT.glob("*.yaml"))
     return next(path for path in files if re.search(rf"^kind: {kind}$", path.read_text(), re.MULTILINE))
+
+
+def allowed() -> set[tuple[str, str]]:
+    """Return what the Role of the deployment lets the API do."""
+    role = yaml.safe_load(deployed("Role").read_text())
+    assert {group for rule in role["rules"] for group in rule["apiGroups"]} == {"ray.io"}
+    return {(verb, resource) for rule in role["rules"] for verb in rule["verbs"] for resource in rule["resources"]}
 
 
 def make_account(folder: Path, token: str = "first", namespace: str = OURS) -> Path:

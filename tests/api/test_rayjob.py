@@ -25,14 +25,14 @@ from sampa.service.told import Told
 from sampa.workers.reports import Report
 from sampa.workers.storage import Storage
 
-from ..fake_kube import FakeKube, deployed, fake_kube, make_account
+from ..fake_kube import FakeKube, allowed, deployed, fake_kube, make_account
 from ..service.samples import FakeRay, wait_until
 from .conftest import SPEC, SWEEP
 
 
 @pytest.fixture
 def kube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKube]:
-    """A cluster, of which this process is a pod."""
+    """A cluster, of which this process is a pod that may do what the Role says."""
     account = make_account(tmp_path / "account")
     with fake_kube(account) as kube:
         kube.finalizers["rayjobs"] = ["ray.io/rayjob-finalizer"]
@@ -41,6 +41,7 @@ def kube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKube]:
         monkeypatch.setenv("KUBERNETES_SERVICE_PORT", port)
         monkeypatch.setattr(kube_module, "ACCOUNT", account)
         yield kube
+        assert kube.used <= allowed()
 
 
 @pytest.fixture
@@ -147,6 +148,7 @@ def test_a_cancelled_one_takes_its_rayjob_along(service: httpx.Client, kube: Fak
     wait_until(lambda: "deletionTimestamp" in kube.all("rayjobs")[name]["metadata"])
     kube.release("rayjobs", name)
     wait_until(lambda: service.get(f"/v1/jobs/{job_id}").json()["state"] == "CANCELLED")
+    assert kube.used == allowed(), "from submission to deletion it takes all that the Role allows, and no more"
 
 
 def test_without_kubernetes_the_server_is_not_ready_and_says_why(service: httpx.Client, kube: FakeKube) -> None:
