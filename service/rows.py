@@ -20,7 +20,19 @@ from sqlalchemy import Connection, RowMapping, Select, and_, case, func, insert,
 from sqlalchemy.exc import IntegrityError
 
 from .bundle_table import is_there
-from .records import CodeMissing, Job, KeyReused, NoSuchJob, NotNow, Superseded, Sweep
+from .records import (
+    Changed,
+    CodeMissing,
+    Event,
+    Job,
+    KeyReused,
+    MoveRefused,
+    NoSuchJob,
+    NotNow,
+    StoreError,
+    Superseded,
+    Sweep,
+)
 from .specs import JobSpec
 from .states import REOPENED, Kind, State, is_final, sources
 from .sweeps.spec import Part, SweepSpec
@@ -76,7 +88,7 @@ def _submit(write: Transaction, kind: Kind, spec: JobSpec | SweepSpec, key: str 
 
 
 def add(connection: Connection, kind: Kind, spec: JobSpec | SweepSpec, **more: Any) -> Row:
-    """Insert a new row as QUEUED, with its first event."""
+    """Insert a new row, as QUEUED unless ``more`` says another state, with its first event."""
     now = _now()
     values = {
         "id": secrets.token_hex(6),
@@ -258,6 +270,11 @@ def _sweep_spec(text: str) -> SweepSpec:
     return SweepSpec.model_validate(json.loads(text))
 
 
+def to_event(row: Row) -> Event:
+    """Return one entry of a sequence."""
+    return Event(row["seq"], row["time"], row["kind"], row["data"])
+
+
 def to_record(row: Row) -> Job | Sweep:
     """Return the record of whatever the row is."""
     return to_sweep(row) if row["kind"] == Kind.SWEEP else to_job(row)
@@ -272,6 +289,15 @@ def superseded(row: Row, attempt: int) -> Superseded:
     return Superseded(row["id"], attempt, row["attempt"], State(row["state"]), row["kind"])
 
 
+def why_not_moved(row: Row, to: State, attempt: int | None, version: int | None = None) -> StoreError:
+    """Return the error of a move that was not made, from the row as it is now."""
+    if attempt is not None and row["attempt"] != attempt:
+        return superseded(row, attempt)
+    if version is not None and row["state"] in sources(to, kind=Kind(row["kind"])):
+        return Changed(row["id"], version, row["version"], row["kind"])
+    return MoveRefused(row["id"], State(row["state"]), to, row["kind"])
+
+
 def as_json(spec: BaseModel) -> dict[str, Any]:
     """Return a spec, or a part of it, as it is stored."""
     return spec.model_dump(mode="json", by_alias=True)
@@ -280,6 +306,11 @@ def as_json(spec: BaseModel) -> dict[str, Any]:
 def of_part(part: Part) -> dict[str, Any]:
     """Return the columns of a trial's place in its sweep."""
     return {"number": part.number, "part": asdict(part)}
+
+
+def refused(reason: str) -> dict[str, Any]:
+    """Return the columns of a trial that has failed before it could begin."""
+    return {"state": State.FAILED, "reason": reason, "ended_at": _now(), "result": {"refused": True}}
 
 
 def _now() -> datetime:

@@ -51,11 +51,13 @@ from .rows import (
     submit,
     superseded,
     there,
+    to_event,
     to_job,
     to_record,
+    why_not_moved,
 )
 from .specs import JobSpec
-from .states import OCCUPYING, Kind, State, cancelled_as, goes_on, paused_as, resumed_as, sources
+from .states import OCCUPYING, Kind, State, cancelled_as, goes_on, paused_as, resumed_as
 from .sweep_table import SweepTable
 from .tables import events, jobs, open_engine, show_url
 
@@ -167,7 +169,7 @@ class Store:
             rows = connection.execute(query.order_by(events.c.seq).limit(limit)).mappings().all()
             if not rows:
                 there(connection, job_id)
-        return [Event(row["seq"], row["time"], row["kind"], row["data"]) for row in rows]
+        return [to_event(row) for row in rows]
 
     def transitions(self, job_id: str) -> list[dict[str, Any]]:
         """Return every state that the job has entered: state, reason, time; raises NoSuchJob."""
@@ -231,7 +233,7 @@ class Store:
                 result=result,
             )
             if row is None:
-                raise _why_not_moved(there(connection, job_id), to, attempt, version)
+                raise why_not_moved(there(connection, job_id), to, attempt, version)
             return to_record(row)
 
     def cancel(self, job_id: str, reason: str = "cancelled by request") -> Job:
@@ -393,14 +395,6 @@ def _steerable(connection: Connection, job_id: str, asked: str) -> Row:
     if row["sweep_id"] is not None:
         raise PartOfSweep(job_id, row["sweep_id"], asked)
     return row
-
-
-def _why_not_moved(row: Row, to: State, attempt: int | None, version: int | None) -> StoreError:
-    if attempt is not None and row["attempt"] != attempt:
-        return superseded(row, attempt)
-    if version is not None and row["state"] in sources(to, kind=Kind(row["kind"])):
-        return Changed(row["id"], version, row["version"], row["kind"])
-    return MoveRefused(row["id"], State(row["state"]), to, row["kind"])
 
 
 def _resize(connection: Connection, job: Job, workers: int) -> Row | None:

@@ -8,10 +8,12 @@ extension, a retry and an end come one after the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Any
 
-from sqlalchemy import Connection, select
+from pydantic import ValidationError
+from sqlalchemy import Connection, null, select
 
-from .records import Job, MoveRefused, NoSuchSweep, NoSuchTrial, NotExtended, NotNow, Sweep
+from .records import Event, Job, MoveRefused, NoSuchSweep, NoSuchTrial, NotExtended, NotNow, Sweep
 from .rows import (
     UNFINISHED,
     Batch,
@@ -26,20 +28,24 @@ from .rows import (
     listed,
     move,
     of_part,
+    refused,
     reopen,
     submit,
     superseded,
     there,
+    to_event,
     to_job,
     to_sweep,
+    why_not_moved,
 )
 from .specs import JobSpec
 from .states import OCCUPYING, Kind, State, cancelled_as, goes_on, is_final, paused_as, resumed_as
 from .sweeps.spec import Part, SweepSpec
-from .tables import jobs
+from .tables import events, jobs
 
 Jobs = list[Job]  # under names of their own, since the table has a function called list
 Sweeps = list[Sweep]
+Histories = dict[str, list[Event]]
 
 
 class SweepTable:
@@ -144,13 +150,15 @@ class SweepTable:
     def retry(self, sweep_id: str) -> Sweep:
         """Queue the failed trials again, and the sweep if it has ended; without failed trials nothing changes.
 
+        Those that failed with a result stay as they are: it says that they would come to the same again.
+
         Raises:
             NoSuchSweep: If there is no such sweep.
             NotNow: If it is being cancelled.
         """
         with self._write() as connection:
             row = _steerable(connection, sweep_id, "retried")
-            failed = (jobs.c.sweep_id == sweep_id, jobs.c.state == State.FAILED)
+            failed = (jobs.c.sweep_id == sweep_id, jobs.c.state == State.FAILED, jobs.c.result.is_(null()))
             again = reopen(connection, Kind.TRIAL, failed, "retried by request")
             if not again:
                 return to_sweep(row)
@@ -180,8 +188,18 @@ class SweepTable:
                 raise NoSuchTrial(sweep_id, number)
             return to_job(row)
 
-    def add_trial(self, sweep_id: str, part: Part, spec: JobSpec, attempt: int) -> Job:
+    def add_trial(
+        self, sweep_id: str, part: Part, spec: JobSpec, attempt: int, *, told: Batch = (), refused_as: str = ""
+    ) -> Job:
         """Store a new trial as QUEUED, or return the one that has this number.
+
+        Args:
+            sweep_id: Whose trial.
+            part: Its place.
+            spec: What it trains.
+            attempt: Of the sweep's runner.
+            told: Events that go into the sweep's own sequence, if the trial is new.
+            refused_as: Why it can't be trained at all: it is stored as FAILED.
 
         Raises:
             NoSuchSweep: If there is no such sweep.
@@ -190,8 +208,11 @@ class SweepTable:
         with self._write() as connection:
             _held(connection, sweep_id, attempt)
             row = _trial(connection, sweep_id, part.number)
-            place = {"sweep_id": sweep_id, **of_part(part)}
-            return to_job(row or add(connection, Kind.TRIAL, spec, **place))
+            if row is None:
+                more = refused(refused_as) if refused_as else {}
+                row = add(connection, Kind.TRIAL, spec, sweep_id=sweep_id, **of_part(part), **more)
+                change(connection, [jobs.c.id == sweep_id], {}, told)
+            return to_job(row)
 
     def begin_trial(self, trial_id: str, sweep_attempt: int) -> Job:
         """Bring a trial into STARTING as its next attempt, by the number of which its runner writes.
@@ -210,6 +231,54 @@ class SweepTable:
             if row is None:
                 raise MoveRefused(trial_id, there(connection, trial_id)["state"], State.STARTING, Kind.TRIAL)
             return to_job(row)
+
+    def end_trial(
+        self,
+        trial_id: str,
+        to: State,
+        *,
+        attempt: int,
+        sweep_attempt: int,
+        told: Batch,
+        progress: dict[str, Any],
+        reason: str = "",
+        result: dict[str, Any] | None = None,
+    ) -> Job:
+        """End a trial, and in the same transaction tell of it in the sweep's own sequence.
+
+        Args:
+            trial_id: Which one.
+            to: SUCCEEDED, FAILED or STOPPED.
+            attempt: Of the trial.
+            sweep_attempt: Of the sweep's runner.
+            told: Events of the sweep.
+            progress: Of the sweep, with this end counted.
+            reason: Why it has ended so; empty where the state says it all.
+            result: What it came to; of one that failed, only if it would come to the same again.
+
+        Raises:
+            NoSuchJob: If there is no such trial.
+            Superseded: If it is at another attempt, the sweep is, or no runner can be at work on it.
+            MoveRefused: If its state doesn't allow the end.
+        """
+        with self._write() as connection:
+            trial = there(connection, trial_id)
+            _held(connection, trial["sweep_id"], sweep_attempt)
+            row = move(connection, trial_id, to, reason=reason, attempt=attempt, result=result)
+            if row is None:
+                raise why_not_moved(there(connection, trial_id), to, attempt)
+            change(connection, [jobs.c.id == trial["sweep_id"]], {"progress": progress}, told)
+            return to_job(row)
+
+    def history(self, sweep_id: str, numbers: range, kinds: Collection[str]) -> Histories:
+        """Return the events of these kinds of the trials with these numbers, in order, by the trial's id."""
+        mine = (jobs.c.sweep_id == sweep_id, jobs.c.number >= numbers.start, jobs.c.number < numbers.stop)
+        query = select(events).join(jobs, events.c.job_id == jobs.c.id).where(*mine, events.c.kind.in_(kinds))
+        found: Histories = {}
+        with self._read() as connection:
+            for row in connection.execute(query.order_by(events.c.job_id, events.c.seq)).mappings():
+                found.setdefault(row["job_id"], []).append(to_event(row))
+        return found
 
     def replace_spec(self, trial_id: str, attempt: int, spec: JobSpec, events: Batch) -> Job:
         """Have a trial go on with another spec, from its next step on, and add the events that tell why.
@@ -277,7 +346,17 @@ def _extended(sweep: Sweep, trials: int | None, wall_s: float | None, gradients:
     budget = {field.removeprefix("budget."): total for field, total in new.items() if field != "trials"}
     document = as_json(old)
     document["budget"] |= budget
-    return SweepSpec.model_validate(document | ({"trials": new["trials"]} if "trials" in new else {}))
+    try:
+        return SweepSpec.model_validate(document | ({"trials": new["trials"]} if "trials" in new else {}))
+    except ValidationError as error:
+        raise NotExtended(
+            sweep.id, next(iter(new), "trials"), f"leads to a sweep that is refused: {_why(error)}"
+        ) from error
+
+
+def _why(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    return str(first.get("ctx", {}).get("message", first["msg"]))
 
 
 def _check_total(sweep_id: str, field: str, total: float, had: float | None) -> None:

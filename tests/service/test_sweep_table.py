@@ -208,6 +208,48 @@ class TestTrials:
         assert (changed.spec, changed.version) == (spec, trial.version + 1)
         assert [event.kind for event in store.events(trial.id, after=trial.last_event)] == ["exploit", "log"]
 
+    def test_a_trial_is_added_with_the_event_that_tells_of_it_and_once(self, store: Store) -> None:
+        sweep = running_sweep(store)
+        part = sweep.spec.part(1, {"method.rho": 0.1})
+        for _ in range(2):
+            store.sweeps.add_trial(sweep.id, part, sweep.spec.job_of(part), 1, told=[("trial", {"number": 1})])
+        assert [event.data for event in store.events(sweep.id, kinds=("trial",))] == [{"number": 1}]
+
+    def test_a_trial_that_can_not_be_trained_is_stored_as_failed(self, store: Store) -> None:
+        sweep = running_sweep(store)
+        part = sweep.spec.part(1, {"method.rho": 0.1})
+        store.sweeps.add_trial(sweep.id, part, sweep.spec.job_of(part), 1, refused_as="these contradict each other")
+        trial = store.sweeps.trial(sweep.id, 1)
+        assert (trial.state, trial.reason) == (State.FAILED, "these contradict each other")
+        assert trial.ended_at is not None
+        assert [event.data["state"] for event in store.events(trial.id)] == ["FAILED"]
+
+    def test_a_trial_ends_with_the_event_that_tells_of_it_or_not_at_all(self, store: Store) -> None:
+        sweep = running_sweep(store)
+        trial = begun_trial(store, sweep)
+        how: dict[str, Any] = {"attempt": 1, "told": [("trial", {"number": 1})], "progress": {"ended": 1}}
+        with pytest.raises(Superseded):
+            store.sweeps.end_trial(trial.id, State.SUCCEEDED, sweep_attempt=7, **how)
+        with pytest.raises(Superseded):
+            store.sweeps.end_trial(trial.id, State.SUCCEEDED, sweep_attempt=1, **{**how, "attempt": 7})
+        assert store.job(trial.id) == trial
+        ended = store.sweeps.end_trial(trial.id, State.SUCCEEDED, sweep_attempt=1, result={"steps": 3}, **how)
+        assert (ended.state, ended.result) == (State.SUCCEEDED, {"steps": 3})
+        with pytest.raises(MoveRefused):
+            store.sweeps.end_trial(trial.id, State.FAILED, sweep_attempt=1, **how)
+        assert [event.data for event in store.events(sweep.id, kinds=("trial",))] == [{"number": 1}]
+        assert store.sweeps.get(sweep.id).progress == {"ended": 1}
+
+    def test_the_histories_of_several_trials_are_read_at_once(self, store: Store) -> None:
+        sweep = running_sweep(store)
+        trials = [begun_trial(store, sweep, number) for number in range(3)]
+        for trial in trials:
+            store.append(trial.id, [("log", {}), ("evaluation", {"of": trial.name}), ("finished", {})], attempt=1)
+        found = store.sweeps.history(sweep.id, range(1, 3), ("evaluation", "finished"))
+        assert found.keys() == {trials[1].id, trials[2].id}
+        for trial in trials[1:]:
+            assert found[trial.id] == store.events(trial.id, kinds=("evaluation", "finished"))
+
     @pytest.mark.parametrize("act", ["cancel", "pause", "resume"])
     def test_a_trial_is_steered_by_its_sweep_only(self, store: Store, act: str) -> None:
         trial = begun_trial(store)
@@ -387,6 +429,16 @@ class TestRetry:
         store.move(sweep.id, State.SUCCEEDED)
         same = store.sweeps.get(sweep.id)
         assert store.sweeps.retry(sweep.id) == same
+
+    def test_one_that_failed_with_a_result_would_come_to_the_same_and_is_left_alone(self, store: Store) -> None:
+        sweep = running_sweep(store)
+        diverged, failed = begun_trial(store, sweep, 0), begun_trial(store, sweep, 1)
+        store.move(diverged.id, State.FAILED, attempt=1, result={"diverged": True})
+        same = store.sweeps.get(sweep.id)
+        assert store.sweeps.retry(sweep.id) == same
+        store.move(failed.id, State.FAILED, attempt=1)
+        store.sweeps.retry(sweep.id)
+        assert (store.job(diverged.id).state, store.job(failed.id).state) == (State.FAILED, QUEUED)
 
     def test_a_late_word_of_the_failed_run_is_refused(self, store: Store) -> None:
         sweep = ended(store)
