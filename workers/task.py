@@ -62,6 +62,10 @@ def classification_metrics(model: nn.Module, batch: Any) -> Mapping[str, Tensor]
 class Task:
     """What is trained.
 
+    A worker of a sweep builds one trial's task after the other in the same process, where modules stay imported. So
+    what a task reads need not be read again: put ``functools.lru_cache(maxsize=1)`` before the function that reads it,
+    and change nothing of what it returns. The model is built anew each time.
+
     Attributes:
         model: Built with the job's seed set; its parameters' dtype is the dtype of the training.
         train: Tensors of equal length, ``(inputs, targets)`` for the default loss, or a map-style dataset.

@@ -82,7 +82,8 @@ def test_many_runs_train_on_two_warm_workers_with_the_numbers_of_runs_alone(play
         play.open(f"run {number}", plan(rho=0.02 * (number + 1)))
     play.until_ended()
     play.assert_calm()
-    assert len(play.processes()) <= 2
+    reads = [line for key in play.reports for line in play.lines(key) if line.startswith("read in process")]
+    assert len(reads) == len(play.processes()) <= 2
     play.pool.close()
     assert alive() == ([], 0)
 

@@ -6,21 +6,23 @@ Inputs have shape ``(n, ...)``. Numbers stay as they are, but bytes are divided 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import Field
 
 from ..errors import TaskError
 from ..models.choice import ModelChoice, ModelName
 from .augmentation import Augmentation
-from .files import folder, missing
+from .files import folder, loaded, missing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..task import Task
 
+Pair: TypeAlias = "tuple[Tensor, Tensor]"
 SUFFIXES = (".npz", ".safetensors")
 
 
@@ -55,13 +57,13 @@ def build(**params: object) -> Task:
 
     settings = Params.model_validate(params)
     path = folder(settings.path)
-    arrays = _read(path)
-    train = _pair(path, arrays, settings.inputs, settings.targets)
-    test = validation = None
-    if settings.test_inputs is not None and settings.test_targets is not None:
-        test = _pair(path, arrays, settings.test_inputs, settings.test_targets)
-    if settings.validation_inputs is not None and settings.validation_targets is not None:
-        validation = _pair(path, arrays, settings.validation_inputs, settings.validation_targets)
+    names = (
+        (settings.inputs, settings.targets),
+        (settings.test_inputs, settings.test_targets),
+        (settings.validation_inputs, settings.validation_targets),
+    )
+    train, test, validation = loaded(_pairs, path, names, files=[path])
+    assert train is not None
     largest = max(int(labels.max()) for _, labels in filter(None, (train, test, validation)))
     classes = settings.classes or largest + 1
     if largest >= classes:
@@ -73,6 +75,14 @@ def build(**params: object) -> Task:
         validation=validation,
         augment=settings.augment.function(0.0) if settings.augment else None,
     )
+
+
+def _pairs(path: Path, names: Sequence[tuple[str | None, str | None]]) -> list[Pair | None]:
+    """Return inputs and class indices by their names in the file; None where one has no name."""
+    arrays = _read(path)
+    return [
+        None if inputs is None or targets is None else _pair(path, arrays, inputs, targets) for inputs, targets in names
+    ]
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -93,7 +103,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise TaskError(f"{path} can't be read as {path.suffix}: {type(error).__name__}: {error}; mend it") from error
 
 
-def _pair(path: Path, arrays: dict[str, Tensor], inputs: str, targets: str) -> tuple[Tensor, Tensor]:
+def _pair(path: Path, arrays: dict[str, Tensor], inputs: str, targets: str) -> Pair:
     """Return inputs and class indices as they are trained on."""
     for name in (inputs, targets):
         if name not in arrays:

