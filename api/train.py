@@ -197,13 +197,7 @@ def connected(code: Path | None, ray_address: str | None, pip: Sequence[str] = (
     if pip:
         environment["pip"] = {"packages": [*pip], "pip_check": False}
     try:
-        ray.init(
-            address=ray_address or "local",
-            runtime_env=environment,
-            log_to_driver=False,
-            logging_level="warning",
-            include_dashboard=False if ray_address is None else None,
-        )
+        _connect(ray_address, environment)
         yield
         from ..workers.train_runs import settle
 
@@ -215,6 +209,26 @@ def connected(code: Path | None, ray_address: str | None, pip: Sequence[str] = (
         raise CutOff(f"Ray failed ({type(error).__name__}: {first}); the same command goes on from there") from error
     finally:
         ray.shutdown()
+
+
+def _connect(ray_address: str | None, environment: dict[str, Any]) -> None:
+    """Raise CutOff if Ray doesn't start, or takes no connection: of what hinders it, Ray raises a bare Exception."""
+    import ray
+
+    try:
+        ray.init(
+            address=ray_address or "local",
+            runtime_env=environment,
+            log_to_driver=False,
+            logging_level="warning",
+            include_dashboard=False if ray_address is None else None,
+        )
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if ray_address is not None:
+            raise CutOff(f"Ray at {ray_address} can't be used: {first}; see --ray-address") from error
+        why = f"a local Ray could not be started: {first}"
+        raise CutOff(f"{why}; look whether this machine is busy or short of memory, and try again") from error
 
 
 def _reach(address: str) -> None:
