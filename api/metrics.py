@@ -110,12 +110,16 @@ def _of_store(numbers: Numbers) -> Iterator[Metric]:
     yield _histogram("sampa_queue_wait_seconds", "From a submission to the first RUNNING", numbers.waits_s, WAIT_S)
     oldest = "How long the job or sweep has been QUEUED that has been so longest; 0: none is"
     yield _gauge("sampa_queue_oldest_seconds", oldest, [([], numbers.oldest_s)])
+    starting = "How long the job or sweep has been STARTING that has been so longest; 0: none is"
+    yield _gauge("sampa_starting_oldest_seconds", starting, [([], numbers.starting_s)])
 
 
 def _of_running(running: Sequence[Pace]) -> Iterator[Metric]:
+    mean = "the mean over its whole run, which hides that it slowed down; for that see sampa_job_step"
     for name, of, what in (
-        ("steps_per_second", "steps_per_second", "Steps of a running job or trial, over its whole run"),
-        ("samples_per_second", "samples_per_second", "Samples of a running job or trial, over its whole run"),
+        ("step", "step", "The last step that a running job or trial told of; its deriv() is the present pace"),
+        ("steps_per_second", "steps_per_second", f"Steps of a running job or trial, {mean}"),
+        ("samples_per_second", "samples_per_second", f"Samples of a running job or trial, {mean}"),
         ("exchange_seconds", "exchange_s", "Exchange of gradients in its last step told, waiting included"),
     ):
         known = [(pace.id, getattr(pace, of)) for pace in running if getattr(pace, of) is not None]

@@ -10,16 +10,16 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, String, case, func, select, type_coerce
+from sqlalchemy import Connection, String, and_, case, func, or_, select, type_coerce
 
 from .rows import Row, Transaction
 from .states import Kind, State
 from .tables import events, jobs
 
 MOST_IDS = 500  # that one query names
+T = TypeVar("T")
 
 
 @dataclass
@@ -39,9 +39,10 @@ class Costs:
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a job or a trial trains; None: it has not told yet."""
+    """How far a job or a trial is, and how fast; None: it has not told yet."""
 
     id: str
+    step: int | None
     steps_per_second: float | None
     samples_per_second: float | None
     exchange_s: float | None
@@ -55,6 +56,7 @@ class Numbers:
         states: How many there are, by kind and state.
         waits_s: For each job and sweep that has begun: seconds from its submission to its first RUNNING.
         oldest_s: Seconds that the job or sweep has waited which waits longest now; 0 if none waits.
+        starting_s: The same of those whose workers are being started, or wait for nodes.
         running: Jobs and trials that are RUNNING.
         elastic: What changes of workers have cost, by cause.
     """
@@ -62,6 +64,7 @@ class Numbers:
     states: Mapping[tuple[Kind, State], int]
     waits_s: Sequence[float]
     oldest_s: float
+    starting_s: float
     running: Sequence[Pace]
     elastic: Mapping[str, Costs]
 
@@ -88,10 +91,12 @@ class Census:
         """
         with self._lock, self._read() as connection:
             self._look(connection)
+            oldest_s = _oldest_s(connection)
             return Numbers(
                 _states(connection),
                 [*self._waits_s.values()],
-                _oldest_s(connection),
+                oldest_s.get(State.QUEUED, 0.0),
+                oldest_s.get(State.STARTING, 0.0),
                 _running(connection),
                 {cause: replace(costs) for cause, costs in self._elastic.items()},
             )
@@ -109,9 +114,10 @@ class Census:
 
     def _add_up(self, connection: Connection, changed: Mapping[str, int]) -> None:
         """Add what jobs have changed since they were last looked at, to their events of these numbers."""
-        new = list(_changes(connection, changed))  # whatever may fail comes first
+        after = {job_id: self._seen.get(job_id, 0) for job_id in changed}
+        new = list(_changes(connection, after))  # whatever may fail comes first
         for job_id, seq, data in new:
-            if self._seen.get(job_id, 0) < seq <= changed[job_id]:  # a later one may be there by now
+            if seq <= changed[job_id]:  # a later one may be there by now
                 self._elastic.setdefault(str(data["cause"]), Costs()).add(data)
         self._seen |= changed
 
@@ -130,22 +136,35 @@ def _states(connection: Connection) -> dict[tuple[Kind, State], int]:
     return {(Kind(kind), State(state)): count for kind, state, count in connection.execute(counted)}
 
 
-def _changes(connection: Connection, ids: Mapping[str, int]) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Yield the elastic events of these jobs, with their numbers."""
-    left = iter(ids)
-    while some := list(islice(left, MOST_IDS)):
-        query = select(events.c.job_id, events.c.seq, events.c.data)
-        for row in connection.execute(query.where(events.c.job_id.in_(some), events.c.kind == "elastic")):
+def _changes(connection: Connection, after: Mapping[str, int]) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Yield the elastic events of these jobs after a number of each, with their numbers."""
+    query = select(events.c.job_id, events.c.seq, events.c.data).where(events.c.kind == "elastic")
+    first = [job_id for job_id, seq in after.items() if not seq]  # looked at for the first time: half the cost
+    again = [and_(events.c.job_id == job_id, events.c.seq > seq) for job_id, seq in after.items() if seq]
+    for which in (*map(events.c.job_id.in_, _parts(first)), *(or_(*some) for some in _parts(again))):
+        for row in connection.execute(query.where(which)):
             yield row.job_id, row.seq, row.data
 
 
-def _oldest_s(connection: Connection) -> float:
-    """Return how long the job or sweep has been QUEUED that has been so longest; one may have come there again."""
+def _parts(found: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Yield as many at a time as one query may name."""
+    return (found[at : at + MOST_IDS] for at in range(0, len(found), MOST_IDS))
+
+
+def _oldest_s(connection: Connection) -> dict[State, float]:
+    """Return how long the job or sweep has been QUEUED, and STARTING, that has been so longest; one may have come there
+    again."""
     entered = select(func.max(events.c.time)).where(events.c.job_id == jobs.c.id, events.c.kind == "state")
     since = case((jobs.c.version == 1, jobs.c.created_at), else_=entered.scalar_subquery())
-    query = select(func.min(since)).where(jobs.c.state == State.QUEUED, jobs.c.kind != Kind.TRIAL)
-    oldest: datetime | None = connection.scalar(query)
-    return 0.0 if oldest is None else max(0.0, (datetime.now(UTC) - oldest).total_seconds())
+    query = select(jobs.c.state, func.min(since)).where(
+        jobs.c.state.in_((State.QUEUED, State.STARTING)), jobs.c.kind != Kind.TRIAL
+    )
+    now = datetime.now(UTC)
+    return {
+        State(state): max(0.0, (now - oldest).total_seconds())
+        for state, oldest in connection.execute(query.group_by(jobs.c.state))
+        if oldest is not None
+    }
 
 
 def _running(connection: Connection) -> list[Pace]:
@@ -160,4 +179,4 @@ def _pace(row: Row) -> Pace:
     step_s = progress.get("seconds_per_step")
     steps = 1.0 / step_s if step_s else None
     samples = None if steps is None else steps * row["spec"]["batch_size"]
-    return Pace(row["id"], steps, samples, progress.get("exchange_seconds"))
+    return Pace(row["id"], progress.get("step"), steps, samples, progress.get("exchange_seconds"))

@@ -25,6 +25,7 @@ from .fakes import IdleReconciler
 
 NAMES = {
     "sampa_jobs",
+    "sampa_job_step",
     "sampa_job_steps_per_second",
     "sampa_job_samples_per_second",
     "sampa_job_exchange_seconds",
@@ -33,6 +34,7 @@ NAMES = {
     "sampa_elastic_steps_lost",
     "sampa_queue_wait_seconds",
     "sampa_queue_oldest_seconds",
+    "sampa_starting_oldest_seconds",
     "sampa_http_request_duration_seconds",
     "sampa_leader",
     "sampa_store_up",
@@ -88,12 +90,21 @@ def test_jobs_are_counted_by_kind_and_state(http: httpx.Client, store: Store, ru
     assert 0 < oldest < 60
 
 
+def test_a_job_that_does_not_get_beyond_starting_is_seen(http: httpx.Client, store: Store, job: Job) -> None:
+    assert value(scraped(http), "sampa_starting_oldest_seconds") == 0
+    store.move(job.id, State.STARTING, next_attempt=True)
+    assert 0 < (value(scraped(http), "sampa_starting_oldest_seconds") or 0) < 60
+    store.move(job.id, State.RUNNING)
+    assert value(scraped(http), "sampa_starting_oldest_seconds") == 0
+
+
 def test_a_running_job_tells_its_pace_and_one_that_has_ended_drops_out(
     http: httpx.Client, store: Store, running: Job
 ) -> None:
     progress = {"step": 9, "seconds_per_step": 0.02, "exchange_seconds": 0.004}
     store.append(running.id, [], attempt=1, progress=progress)
     samples = scraped(http)
+    assert value(samples, "sampa_job_step", job=running.id) == 9
     assert value(samples, "sampa_job_steps_per_second", job=running.id) == 50
     assert value(samples, "sampa_job_samples_per_second", job=running.id) == 50 * SPEC["batch_size"]
     assert value(samples, "sampa_job_exchange_seconds", job=running.id) == 0.004

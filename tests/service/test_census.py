@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sampa.service.census import Costs, Pace
+from sampa.service import census
+from sampa.service.census import Costs, Numbers, Pace
 from sampa.service.states import Kind, State
 from sampa.service.store import Store
-from sampa.service.tables import jobs
+from sampa.service.tables import events, jobs
 from sqlalchemy import event, update
 
 from .samples import begun_trial, submitted
@@ -35,7 +36,7 @@ def set_times(store: Store, job_id: str, **times: datetime) -> None:
 
 def test_an_empty_store_has_none_of_anything(store: Store) -> None:
     numbers = store.census.take()
-    assert (numbers.states, numbers.waits_s, numbers.oldest_s, numbers.running, numbers.elastic) == ({}, [], 0, [], {})
+    assert numbers == Numbers({}, [], 0, 0, [], {})
 
 
 def test_all_kinds_are_counted_by_state(store: Store) -> None:
@@ -77,15 +78,31 @@ def test_the_oldest_is_the_one_that_was_queued_first_or_queued_again(store: Stor
     assert 0 < store.census.take().oldest_s < 60
 
 
+def test_the_oldest_that_is_starting_is_the_one_that_entered_that_state_first(store: Store) -> None:
+    first, second = submitted(store), submitted(store)
+    begun_trial(store)
+    assert store.census.take().starting_s == 0, "a trial waits in its sweep"
+    for job_id in (first, second):
+        store.move(job_id, State.STARTING, next_attempt=True)
+    hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    with store._write() as connection:
+        connection.execute(update(events).where(events.c.job_id == second).values(time=hour_ago))
+    numbers = store.census.take()
+    assert 3600 <= numbers.starting_s < 3660
+    assert numbers.oldest_s == 0
+    store.move(second, State.RUNNING)
+    assert 0 < store.census.take().starting_s < 60
+
+
 def test_only_what_runs_has_a_pace(store: Store) -> None:
     first, second = running(store), running(store)
     trial = begun_trial(store)
     progress = {"step": 7, "seconds_per_step": 0.25, "exchange_seconds": 0.1}
     store.append(first, [], attempt=1, progress=progress)
     expected = {
-        first: Pace(first, 4.0, 256.0, 0.1),
-        second: Pace(second, None, None, None),
-        trial.id: Pace(trial.id, None, None, None),
+        first: Pace(first, 7, 4.0, 256.0, 0.1),
+        second: Pace(second, None, None, None, None),
+        trial.id: Pace(trial.id, None, None, None, None),
     }
     assert {pace.id: pace for pace in store.census.take().running} == expected
     store.move(first, State.SUCCEEDED)
@@ -129,3 +146,26 @@ def test_events_are_read_only_of_what_has_changed(store: Store, reads: list[str]
     store.census.take()
     assert not [statement for statement in reads if "events.data" in statement]
     assert len([statement for statement in reads if statement.startswith("SELECT")]) == 4
+
+
+def test_of_a_job_only_the_new_events_are_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[str, int]] = []
+    changes = census._changes
+
+    def noted(*arguments: Any) -> Iterator[tuple[str, int, dict[str, Any]]]:
+        for job_id, seq, data in changes(*arguments):
+            read.append((job_id, seq))
+            yield job_id, seq, data
+
+    monkeypatch.setattr(census, "_changes", noted)
+    first, second = running(store), running(store)
+    for job_id in (first, second):
+        store.append(job_id, [elastic("start"), elastic("loss")], attempt=1)
+    store.census.take()
+    assert sorted(read) == sorted((job_id, seq) for job_id in (first, second) for seq in (4, 5))
+    read.clear()
+    store.append(first, [("log", {"line": "x"}), elastic("loss")], attempt=1)
+    third = running(store)
+    store.append(third, [elastic("start")], attempt=1)
+    assert store.census.take().elastic == {"start": Costs(3), "loss": Costs(3)}
+    assert sorted(read) == sorted([(first, 7), (third, 4)])
