@@ -91,13 +91,19 @@ class Crew:
             self._setbacks += len(new)
             self._not_before = time.monotonic() + BACK_OFF_S[min(self._setbacks - 1, len(BACK_OFF_S) - 1)]
 
-    def keep(self, wanted: int, leaving: Collection[str] = ()) -> list[tuple[str, str]]:
+    def keep(self, wanted: int, leaving: Collection[str] = (), proven: Collection[str] = ()) -> list[tuple[str, str]]:
         """Start, or ask room for, as many as are missing; those on nodes that are gone or about to go don't count.
+
+        Args:
+            wanted: How many there are to be.
+            leaving: The nodes that don't count.
+            proven: Names of workers that have worked: their end says nothing against starting others at once.
 
         Returns:
             Name and error of each worker that ended with one, and was not known to be lost.
         """
         failed = [(run.name, _last_line(run.error)) for run in self._runs if self._failed(run)]
+        self._lost |= {name for name, _ in failed if name in proven}
         self.set_back([name for name, _ in failed])
         self._runs = [run for run in self._runs if not run.over]
         alive = [run for run in self._runs if run.name not in self._lost and run.node not in leaving]

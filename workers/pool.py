@@ -99,8 +99,9 @@ class Pool:
         self._runs: dict[str, _Run] = {}  # by the caller's key
         self._over: list[_Run] = []  # whose workers have not all come back
         self._idle: dict[str, float] = {}  # workers that have nothing to do, and since when
+        self._proven: set[str] = set()  # workers that have taken part in a run
         self._leaving: set[str] = set()  # nodes
-        self._looked_at, self._began_at = 0.0, time.monotonic()
+        self._looked_at, self._worked_at = 0.0, time.monotonic()
         self._closed = False
 
     @property
@@ -139,6 +140,8 @@ class Pool:
             hold_at: Epochs after which it stops with a checkpoint, to be opened again.
         """
         storage.make()
+        if not self._runs:
+            self._worked_at = time.monotonic()
         least = plan.workers.min
         run = _Run(plan, storage, attempt, hold_at, f"{key}-{uuid4().hex[:8]}", Ledger(past), least, reached)
         self._tell("open", run.name, least, least, plan.batch_size, reached)
@@ -175,12 +178,16 @@ class Pool:
         self._share_out(going)
         told, waiting = self._tell("news", wait_s)
         self._free(waiting)
+        if any(run.workers for run in self._all()):
+            self._worked_at = time.monotonic()
         heard = {key: self._hear(key, told[run.name]) for key, run in [*self._runs.items()] if run.name in told}
         return {key: one for key, one in heard.items() if one.reports or one.outcome}
 
     def waits_for_room(self) -> bool:
-        """Say whether there have been no workers for some time, for want of room."""
-        return self._crew.waits_for_room() and time.monotonic() - self._began_at > _ROOM_S
+        """Say whether runs have had no worker at all for some time, with none on the way: there is no room for as many
+        as the next one needs to start."""
+        waited = bool(self._runs) and time.monotonic() - self._worked_at > _ROOM_S
+        return waited and not self._on_the_way
 
     def close(self) -> None:
         """Let everything end, as it stands; closing it again changes nothing."""
@@ -204,11 +211,11 @@ class Pool:
             self._leaving = draining
             for run in self._runs.values():
                 self._ask(run, "drain", [*draining])
-        for name, why in self._crew.keep(self._to_start(), draining | dead):
+        for name, why in self._crew.keep(self._to_start(), draining | dead, self._proven):
             for run in self._runs.values():
                 if name in run.workers:
                     run.trouble = f"{run.workers[name]} ended: {why}"
-        nodes = {one.name: one.node for one in self._crew.runs if not one.over}
+        nodes = {one.name: one.node for one in self._crew.runs}
         self._idle = {name: since for name, since in self._idle.items() if name in nodes}
         for run in self._all():
             run.workers = {name: alias for name, alias in run.workers.items() if name in nodes}
@@ -221,12 +228,20 @@ class Pool:
         wanted = sum(run.need.most for run in self._runs.values())
         return wanted if self._most is None else min(wanted, self._most)
 
+    @property
+    def _alive(self) -> int:
+        return sum(not one.over for one in self._crew.runs)
+
+    @property
+    def _on_the_way(self) -> bool:
+        """Whether a worker has been started that has not asked for work yet."""
+        return self._alive > self.workers
+
     def _to_start(self) -> int:
         """Return how many workers to have: no more are started while some are on their way, whose room, which they
         have been promised, others would take."""
-        alive = sum(not one.over for one in self._crew.runs)
-        more = 0 if alive > self.workers else max(_AHEAD, self.workers)
-        return min(self._of_use(), alive + more)
+        more = 0 if self._on_the_way else max(_AHEAD, self.workers)
+        return min(self._of_use(), self._alive + more)
 
     def _let_go(self, nodes: Mapping[str, str]) -> None:
         """Release workers on nodes that go, and those beyond what is of use."""
@@ -285,6 +300,7 @@ class Pool:
         if self._tell("assign", worker, work):
             run.workers[worker] = alias
             run.joined += 1
+            self._proven.add(worker)
 
     def _hear(self, key: str, news: News) -> Heard:
         run = self._runs[key]

@@ -1,78 +1,17 @@
-"""The crew on a made-up cluster, where Ray grants room as soon as it looks free: workers come where there is room."""
-
-from dataclasses import dataclass, field
-from itertools import count
+"""The crew on a made-up cluster: workers come where there is room."""
 
 import pytest
 from sampa.workers import crew as module
-from sampa.workers.crew import NODE, Crew
+from sampa.workers.crew import Crew
 
-
-@dataclass
-class Group:
-    """A placement group."""
-
-    bundle_count: int
-    without: str = ""
-    nodes: list = field(default_factory=list)
-
-
-@dataclass
-class Started:
-    """A run as the crew sees it; ``holds`` once its worker has taken its room."""
-
-    name: str
-    node: str
-    error: Exception | None = None
-    over: bool = False
-    holds: bool = False
-
-
-class Cluster:
-    """Nodes by name, with their processors."""
-
-    def __init__(self, **cpus):
-        self.cpus, self.groups, self.runs = cpus, [], []
-        self.asked = count()
-
-    def free(self, node):
-        held = sum(run.holds and not run.over for run in self.runs if run.node == node)
-        return self.cpus[node] - held - sum(group.nodes.count(node) for group in self.groups)
-
-    def placement_group(self, bundles, strategy, bundle_label_selector):
-        next(self.asked)
-        without = {selector[NODE] for selector in bundle_label_selector or ()}
-        self.groups.append(Group(len(bundles), *without))
-        return self.groups[-1]
-
-    def placement_group_table(self, group):
-        if not group.nodes:
-            rooms = [node for node in self.cpus if node not in group.without for _ in range(self.free(node))]
-            group.nodes = rooms[: group.bundle_count] if len(rooms) >= group.bundle_count else []
-        state = "CREATED" if group.nodes else "PENDING"
-        return {"state": state, "bundles_to_node_id": dict(enumerate(group.nodes))}
-
-    def remove_placement_group(self, group):
-        self.groups.remove(group)
-
-    def nodes(self):
-        return [{"NodeID": name, "Alive": True, "Resources": {"CPU": float(cpus)}} for name, cpus in self.cpus.items()]
-
-    def start(self, name, node):
-        self.runs.append(Started(name, node))
-        return self.runs[-1]
-
-    def places(self):
-        return [(run.name, run.node) for run in self.runs]
+from .made_up_cluster import Cluster
 
 
 @pytest.fixture
 def made(monkeypatch):
     def make(least=1, **cpus):
         cluster = Cluster(**cpus)
-        for name in ("placement_group", "placement_group_table", "remove_placement_group"):
-            monkeypatch.setattr(module, name, getattr(cluster, name))
-        monkeypatch.setattr(module.ray, "nodes", cluster.nodes)
+        cluster.stand_in(monkeypatch, module)
         return cluster, Crew(cluster.start, {"CPU": 1.0}, least)
 
     return make
@@ -123,3 +62,23 @@ def test_while_nothing_changes_nothing_is_asked_again(made):
     assert next(cluster.asked) == asked + 1
     assert crew.close([], 0) is None
     assert cluster.groups == []
+
+
+def test_the_end_of_a_worker_that_has_worked_is_no_setback_and_delays_nothing(made):
+    cluster, crew = made(n1=1)
+    look(crew, 1)
+    for number in range(12):
+        cluster.runs[-1].over, cluster.runs[-1].error = True, RuntimeError("no reason\nit crashed")
+        assert crew.keep(1, proven={f"worker {number}"}) == [(f"worker {number}", "it crashed")]
+        look(crew, 1)
+    assert (crew.setbacks, len(cluster.runs)) == (0, 13)
+
+
+def test_the_end_of_one_that_has_not_delays_the_next(made, monkeypatch):
+    monkeypatch.setattr(module, "BACK_OFF_S", (60.0,))
+    cluster, crew = made(n1=1)
+    look(crew, 1)
+    cluster.runs[-1].over, cluster.runs[-1].error = True, RuntimeError("it can't import")
+    assert crew.keep(1, proven={"worker 7"}) == [("worker 0", "it can't import")]
+    look(crew, 1)
+    assert (crew.setbacks, len(cluster.runs)) == (1, 1)
