@@ -44,11 +44,15 @@ class LeaseTable:
         self._write = write
 
     def take(self, name: str, holder: str, for_s: float) -> str:
-        """Take a lease that is over, or renew one's own; return who holds it now."""
+        """Take a lease that is over, or renew one's own; return who holds it now.
+
+        One that ends later than any holder could have it was left by one who died before the database's clock stepped
+        back, so it is over too. Twice the time is allowed, since a clock may be set back a little at any time.
+        """
         mine = leases.c.name == name
         with self._write() as connection:
             now = _clock(connection)
-            free = or_(leases.c.holder == holder, leases.c.ends_at <= now)
+            free = or_(leases.c.holder == holder, leases.c.ends_at <= now, leases.c.ends_at > now + 2 * for_s)
             connection.execute(update(leases).where(mine, free).values(holder=holder, ends_at=now + for_s))
             return str(connection.scalar(select(leases.c.holder).where(mine)))
 

@@ -79,6 +79,14 @@ class TestTaking:
         first.look()
         assert (first.held, first.leader) == (False, second.holder)
 
+    @pytest.mark.parametrize(("ahead", "free"), [(3600.0, True), (61.0, True), (50.0, False)])
+    def test_one_that_a_clock_set_back_would_make_last_is_free(self, store: Store, ahead: float, free: bool) -> None:
+        """Its holder has died before the database's clock was set back."""
+        store.leases.take(RECONCILER, "dead", ahead)
+        lease = lease_of(store, within_s=37.5)  # so for 30 s
+        lease.look()
+        assert (lease.held, lease.leader) == (free, lease.holder if free else "dead")
+
     def test_it_is_renewed_when_half_of_it_is_over_and_not_written_before(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -172,4 +180,4 @@ class TestKeeping:
         first.look()
         with second.kept(lambda: None, always):
             wait_until(lambda: bool(second.leader))
-        assert store.leases.take(RECONCILER, second.holder, 1.0) == first.holder
+        assert store.leases.take(RECONCILER, second.holder, 60.0) == first.holder
