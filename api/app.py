@@ -46,10 +46,10 @@ def create_app(
     reconciler: Beside | None = None,
     launcher: Launcher | None = None,
 ) -> FastAPI:
-    """Return the application over a store; what is left out is made from the settings, but that a reconciler which is
-    given needs no launcher.
+    """Return the application over a store, which is up to date; what is left out is made from the settings, but that a
+    reconciler which is given needs no launcher.
 
-    Its lifespan brings the store up to date and runs the reconciler, which finds or starts the local Ray when the
+    Its lifespan runs the reconciler, which finds or starts the local Ray when the
     settings give no Ray address. ``app.state.stop`` ends the streams and the reconciler when it is set; before that,
     ``app.state.draining`` says that the server is not ready any more.
     """
@@ -87,7 +87,6 @@ def create_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state = app.state
-    await run_sync(state.store.migrate)
     thread = threading.Thread(target=state.reconciler.run, args=(state.stop,), name="reconciler", daemon=True)
     thread.start()
     try:

@@ -35,17 +35,20 @@ def find_server(url: str | None, token: str | None, state_dir: Path | None) -> F
     return Found(url or own, token or ("" if theirs else _written_token(folder)))
 
 
-def write_down(state_dir: Path, url: str) -> None:
-    """Say in the state directory that this process is the server, and where."""
-    aside = state_dir / f"{SERVER_FILE}.{secrets.token_hex(8)}"  # processes of several containers may share a number
-    aside.write_text(json.dumps({"url": url, "pid": os.getpid()}) + "\n")
+def write_down(state_dir: Path, url: str) -> str:
+    """Say in the state directory that this process is the server, and where; return what tells it from others: in
+    containers, all have the same number."""
+    server = secrets.token_hex(8)
+    aside = state_dir / f"{SERVER_FILE}.{server}"
+    aside.write_text(json.dumps({"url": url, "pid": os.getpid(), "server": server}) + "\n")
     aside.replace(state_dir / SERVER_FILE)
+    return server
 
 
-def erase(state_dir: Path) -> None:
-    """Take back what this process wrote down; what a later server wrote stays."""
+def erase(state_dir: Path, server: str) -> None:
+    """Take back what a server wrote down; what a later one wrote stays."""
     path = state_dir / SERVER_FILE
-    if _read(path).get("pid") == os.getpid():
+    if _read(path).get("server") == server:
         path.unlink(missing_ok=True)
 
 

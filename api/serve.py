@@ -10,13 +10,14 @@ import sys
 import threading
 from collections.abc import Mapping
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 
 from ..service.settings import ServiceSettings, variable_of
+from ..service.shared import why_store_out_of_reach
 from ..service.store import Store, StoreError
 from .app import create_app
 from .command import BAD_INPUT
@@ -46,36 +47,48 @@ def serve_until_stopped(given: Mapping[str, Any]) -> None:
     log_format = os.environ.get(variable_of("log_format"), "text")
     to_stderr(log_format)
     try:
-        settings, url, listener, app = _prepared(given)
+        ready = _prepared(given)
     except CannotServe as error:
         if log_format != "json":
             raise
         log.critical("%s", error)
         sys.exit(BAD_INPUT)
-    log.info("serving at %s, state in %s, pid %d", url, settings.state_dir, os.getpid())
+    settings = ready.settings
+    log.info("serving at %s, state in %s, pid %d", ready.url, settings.state_dir, os.getpid())
     try:
-        _Server(app, settings.drain_s).run(sockets=[listener])
+        _Server(ready.app, settings.drain_s).run(sockets=[ready.listener])
     finally:
-        erase(settings.state_dir)
+        erase(settings.state_dir, ready.server)
     log.info("stopped")
 
 
-def _prepared(given: Mapping[str, Any]) -> tuple[ServiceSettings, str, socket.socket, FastAPI]:
+class _Ready(NamedTuple):
+    """All that is needed to serve."""
+
+    settings: ServiceSettings
+    app: FastAPI
+    listener: socket.socket
+    url: str
+    server: str  # what tells this one from others
+
+
+def _prepared(given: Mapping[str, Any]) -> _Ready:
     """Return all that is needed to serve; raises CannotServe."""
     try:
         settings = ServiceSettings.from_environment(**given)
+        if why := why_store_out_of_reach(settings):
+            raise CannotServe(why)
         listener = _listen(settings.host, settings.port)
         settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         store = Store(settings.store_url)
         store.migrate()  # here, where a store that can't be used is one sentence
         app = create_app(settings, store)
         url = _url(listener)
-        write_down(settings.state_dir, url)
+        return _Ready(settings, app, listener, url, write_down(settings.state_dir, url))
     except ValidationError as error:
         raise CannotServe(summary(faults_of(ServiceSettings, error))) from error
     except (OSError, ValueError, StoreError) as error:
         raise CannotServe(str(error)) from error
-    return settings, url, listener, app
 
 
 class _Server(uvicorn.Server):

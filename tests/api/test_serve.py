@@ -42,7 +42,7 @@ def test_it_is_soon_there_and_small(server: ServerProcess) -> None:
 def test_it_says_where_it_is_as_long_as_it_is_there(server: ServerProcess) -> None:
     process = server.start()
     written = json.loads((server.state_dir / "server.json").read_text())
-    assert written == {"url": server.url, "pid": process.pid}
+    assert written == {"url": server.url, "pid": process.pid, "server": written["server"]}
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 0
     assert not (server.state_dir / "server.json").exists()
@@ -154,6 +154,18 @@ def test_a_wrong_setting_is_one_sentence(tmp_path: Path, option: str, value: str
     assert ended.stderr.startswith("error: ")
     assert word in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+def test_a_file_as_the_store_is_refused_with_a_ray_elsewhere(tmp_path: Path) -> None:
+    elsewhere = "http://192.0.2.1:8265"  # of a network that is only written about
+    command = [*SAMPA, "serve", "--port", "0", "--state-dir", str(tmp_path / "s"), "--ray-address", elsewhere]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "error: the store is SQLite, a file of this machine, but the runners are started by the Ray at 192.0.2.1, "
+        "which is another one, and would find an empty store there; give SAMPA_STORE_URL, or --store, a PostgreSQL\n"
+    )
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_wrong_variable_is_one_sentence_that_names_it(tmp_path: Path) -> None:
