@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from pathlib import Path
 
 import pytest
 from pyarrow import fs
+from sampa.workers import marks as marks_module
 from sampa.workers.errors import NotShared
-from sampa.workers.marks import MARK_VARIABLE, leave_mark, why_no_mark
+from sampa.workers.marks import MARK_VARIABLE, Marker, NotMarked, leave_mark, why_no_mark
 from sampa.workers.part import check_mark
 from sampa.workers.storage import Storage
 
@@ -54,3 +56,41 @@ def test_a_worker_looks_for_it_beside_the_run_that_it_trains(tmp_path: Path, mon
     check_mark(Storage(of_trial, fs.SubTreeFileSystem("/x", fs.LocalFileSystem())))  # what is remote is everybody's
     leave_mark(tmp_path, "sweep/1")
     check_mark(Storage(of_trial))
+
+
+def test_what_keeps_a_mark_from_being_left_is_a_sentence(tmp_path: Path) -> None:
+    runs = tmp_path / "jobs"
+    runs.write_text("no directory")
+    with pytest.raises(NotMarked) as raised:
+        Marker(runs).leave("a/1")
+    assert str(raised.value) == (
+        f"nothing can be written to {runs} in the API, where the runs' files lie (Not a directory); see whether the "
+        f"volume is mounted there, has room, and may be written to by the user {os.getuid()}"
+    )
+    runs.unlink()
+    Marker(runs).leave("a/1")
+    assert why_no_mark(runs, {MARK_VARIABLE: "a/1"}) == ""
+
+
+def test_a_storage_that_hangs_holds_up_one_thread_and_nobody_who_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back, begun = threading.Event(), []
+
+    def hang(runs: Path, mark: str) -> None:
+        begun.append(mark)
+        assert back.wait(30)
+        leave_mark(runs, mark)
+
+    monkeypatch.setattr(marks_module, "leave_mark", hang)
+    marker = Marker(tmp_path, within_s=0.05)
+    with pytest.raises(NotMarked, match=r"\(it hangs: nothing was written within 0.05 s\)"):
+        marker.leave("a/1")
+    for _ in range(3):
+        with pytest.raises(NotMarked, match=r"\(it still hangs\)"):
+            marker.leave("b/1")
+    assert begun == ["a/1"]
+    back.set()
+    marker._writing.join(30)
+    Marker(tmp_path).leave("b/1")
+    assert begun == ["a/1", "b/1"]
