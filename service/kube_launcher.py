@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from . import rayjob
 from .kube import KubeUnusable, RayJobResources, in_this_cluster
@@ -29,6 +30,7 @@ class KubeRayJobs:
 
     def __init__(self, resources: RayJobResources, template: Path) -> None:
         self._resources, self._template = resources, template
+        self._seen: dict[str, Mapping[str, Any]] = {}  # statuses by name, as ``look`` has found them
 
     @classmethod
     def of(cls, settings: ServiceSettings) -> KubeRayJobs:
@@ -72,6 +74,7 @@ class KubeRayJobs:
         job_id, attempt = rayjob.place_of(submission_id)
         if attempt > 1:
             self._delete_before(job_id, attempt)
+        self._seen.pop(rayjob.name_of(submission_id), None)
         self._resources.create(made)
 
     def carry(self, sha256: str, content: Content) -> str:
@@ -85,23 +88,36 @@ class KubeRayJobs:
         found = self._resources.get(name)
         return rayjob.why_failed(name, (found or {}).get("status") or {})
 
+    def look(self, submission_ids: Sequence[str]) -> None:
+        """Look at several RayJobs with one question, so that ``status`` asks for none that was found; raises
+        KubeUnusable."""
+        jobs = sorted({rayjob.place_of(each)[0] for each in submission_ids})
+        found = self._list(f"{rayjob.JOB_LABEL} in ({','.join(jobs)})") if jobs else []
+        self._seen = {one["metadata"]["name"]: one.get("status") or {} for one in found}
+
     def status(self, submission_id: str) -> str | None:
         """Return PENDING, RUNNING or one of ``OVER``; None when there is no such RayJob, or its cluster was lost.
         Raises as ``submit`` does."""
-        found = self._resources.get(rayjob.name_of(submission_id))
-        return None if found is None else rayjob.phase(found.get("status") or {})
+        name = rayjob.name_of(submission_id)
+        status = self._seen.get(name)
+        if status is None:  # which may have come since we looked
+            found = self._resources.get(name)
+            status = None if found is None else found.get("status") or {}
+        return None if status is None else rayjob.phase(status)
+
+    def delay(self, submission_id: str) -> str:
+        """Return what a RayJob waits for, as far as KubeRay told when we looked; empty if it doesn't wait."""
+        name = rayjob.name_of(submission_id)
+        return rayjob.why_pending(name, self._seen.get(name) or {})
 
     def stop(self, submission_id: str) -> None:
         """End a runner, and its cluster after it; no error if there is none. Raises as ``submit`` does."""
+        self._seen.pop(rayjob.name_of(submission_id), None)
         self._resources.delete(rayjob.name_of(submission_id))
 
-    def reachable(self) -> bool:
-        """Say that there is a Kubernetes with RayJobs that accepts our token; raises KubeUnusable where not."""
-        try:
-            self._resources.list(limit=1)
-        except LaunchRefused as error:
-            raise KubeUnusable(self._resources.url, error.answer) from error
-        return True
+    def check(self) -> None:
+        """See that there is a Kubernetes with RayJobs that accepts our token; raises KubeUnusable if not."""
+        self._list(limit=1)
 
     def room(self) -> list[Node] | None:
         """Return None: there are no nodes before a job asks for them."""
@@ -118,6 +134,13 @@ class KubeRayJobs:
         """Let go of all connections; RayJobs stay."""
         self._resources.close()
 
+    def _list(self, labels: str = "", limit: int | None = None) -> list[dict[str, Any]]:
+        """Return RayJobs; where that is refused, nothing can be done for any job, so that raises KubeUnusable too."""
+        try:
+            return self._resources.list(labels, limit)
+        except LaunchRefused as error:
+            raise KubeUnusable(self._resources.url, error.answer) from error
+
     def _delete_before(self, job_id: str, attempt: int) -> None:
         for found in self._resources.list(f"{rayjob.JOB_LABEL}={job_id}"):
             if int(found["metadata"]["labels"][rayjob.ATTEMPT_LABEL]) < attempt:
@@ -129,4 +152,8 @@ class TemplateUnusable(LaunchRefused):
 
     def __init__(self, why: rayjob.TemplateRefused) -> None:
         super().__init__(str(why.path), 422, str(why))
+        self.why = why
         self.args = (str(why),)
+
+    def __reduce__(self) -> tuple[type[TemplateUnusable], tuple[rayjob.TemplateRefused]]:
+        return type(self), (self.why,)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +20,9 @@ CARRY_S = 120.0  # in which Ray must take a package, which it keeps in memory
 ROOM_S = 5.0  # in which Ray must say what its nodes have
 MOST_NODES = 10_000  # of which Ray tells at once
 NOT_IN_PLACE = "the bundle or the packages of its field code could not be put in place"
-OVER = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})  # what Ray calls a submission whose process has ended
+LOOK_S = 10.0  # between two looks at which nodes live
+HOPELESS = "HOPELESS"  # what we call a submission that has failed as each further attempt would
+OVER = frozenset({"SUCCEEDED", "FAILED", "STOPPED", HOPELESS})  # what a submission is called whose process has ended
 
 
 class Launcher(Protocol):
@@ -29,9 +33,11 @@ class Launcher(Protocol):
     ) -> None: ...
     def carry(self, sha256: str, content: Content) -> str: ...
     def obstacle(self, submission_id: str) -> str: ...
+    def look(self, submission_ids: Sequence[str]) -> None: ...
     def status(self, submission_id: str) -> str | None: ...
+    def delay(self, submission_id: str) -> str: ...
     def stop(self, submission_id: str) -> None: ...
-    def reachable(self) -> bool: ...
+    def check(self) -> None: ...
     def room(self) -> list[Node] | None: ...
     def why_not_shared(self, directory: Path) -> str: ...
     def close(self) -> None: ...
@@ -49,6 +55,9 @@ class RayUnreachable(NoRay):
             "Check that the Ray cluster is up and that its dashboard is at this address"
         )
 
+    def __reduce__(self) -> tuple[type[RayUnreachable], tuple[str, str]]:
+        return type(self), (self.url, self.cause)
+
 
 class TokenRefused(NoRay):
     def __init__(self, url: str, given: bool) -> None:
@@ -59,11 +68,17 @@ class TokenRefused(NoRay):
             "RAY_AUTH_TOKEN, or its file's path into RAY_AUTH_TOKEN_PATH, and start the server again"
         )
 
+    def __reduce__(self) -> tuple[type[TokenRefused], tuple[str, bool]]:
+        return type(self), (self.url, self.given)
+
 
 class LaunchRefused(Exception):
     def __init__(self, url: str, status: int, answer: str) -> None:
         self.url, self.status, self.answer = url, status, answer
         super().__init__(f"Ray at {url} refused a request with {status}: {answer}")
+
+    def __reduce__(self) -> tuple[type[LaunchRefused], tuple[Any, ...]]:
+        return type(self), (self.url, self.status, self.answer)
 
 
 class RayJobs:
@@ -79,6 +94,8 @@ class RayJobs:
         self.url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False)
+        self._living: Sequence[Mapping[str, Any]] | None = None  # nodes, as they were found
+        self._looked_at = -math.inf  # on the monotonic clock
 
     def submit(
         self, submission_id: str, entrypoint: str, env: Mapping[str, str], code: str = "", pip: Sequence[str] = ()
@@ -134,14 +151,57 @@ class RayJobs:
         failed = found.get("error_type") == "RUNTIME_ENV_SETUP_FAILURE"
         return f"{NOT_IN_PLACE}: {first_reason(str(found.get('message', '')))}" if failed else ""
 
+    def look(self, submission_ids: Sequence[str]) -> None:
+        """Look at several at once, where that spares ``status`` the asking; Ray is asked for one at a time."""
+
     def status(self, submission_id: str) -> str | None:
-        """Return PENDING, RUNNING or one of ``OVER``; None when Ray doesn't know the id. Raises as ``submit`` does."""
+        """Return PENDING, RUNNING or one of ``OVER``; None when Ray doesn't know the id, or the node of its process was
+        lost. Raises as ``submit`` does."""
         response = self._request("GET", f"/api/jobs/{submission_id}")
         if response.status_code == httpx.codes.NOT_FOUND:
             return None
         if response.is_error:
             raise self._refused(response)
-        return str(response.json()["status"])
+        found = response.json()
+        return None if self._is_lost(found) else str(found["status"])
+
+    def _is_lost(self, found: Mapping[str, Any]) -> bool:
+        """Say whether a submission is known to have gone down with its node.
+
+        A Ray whose state outlives its head (GCS fault tolerance) still has the submissions of the old one. Its answer
+        is what was last written of each, and nobody writes any more: Ray 2.60 takes them up again when it is next asked
+        to start or stop one, and then calls them FAILED, since their supervisor died or isn't there.
+        """
+        unfinished = found["status"] in ("PENDING", "RUNNING")
+        if not unfinished and not str(found.get("error_type") or "").startswith("JOB_SUPERVISOR_ACTOR"):
+            return False
+        living = self._find_living(LOOK_S if unfinished else 0.0)
+        if not living:
+            return False
+        node_id = found.get("driver_node_id")
+        if node_id:
+            return all(node.get("node_id") != node_id for node in living)
+        began_at = [node.get("start_time_ms") or 0 for node in living if node.get("is_head_node")]
+        return bool(began_at) and (found.get("start_time") or math.inf) < min(began_at)
+
+    def _find_living(self, not_older_s: float) -> Sequence[Mapping[str, Any]] | None:
+        """Return the living nodes as they were not longer ago than this; None where that can't be told."""
+        if time.monotonic() - self._looked_at >= not_older_s:
+            try:
+                self._living = self._nodes()
+            except (RayUnreachable, ValueError, KeyError, TypeError):
+                self._living = None
+            self._looked_at = time.monotonic()
+        return self._living
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        asked = {"limit": MOST_NODES, "detail": "true"}  # the detail is when they began
+        answer = self._request("GET", "/api/v0/nodes", params=asked, timeout=ROOM_S).json()
+        return [node for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"]
+
+    def delay(self, submission_id: str) -> str:
+        """Return what a submission that is PENDING waits for, as it was last looked at; empty: Ray doesn't tell."""
+        return ""
 
     def stop(self, submission_id: str) -> None:
         """Ask Ray to end the process: SIGTERM, then SIGKILL; no error if there is none. Raises as ``submit`` does."""
@@ -149,20 +209,18 @@ class RayJobs:
         if response.is_error and response.status_code != httpx.codes.NOT_FOUND:
             raise self._refused(response)
 
-    def reachable(self) -> bool:
-        """Say whether the Jobs API answers; raises TokenRefused if it does not accept our token."""
-        try:
-            return self._request("GET", "/api/version").is_success
-        except RayUnreachable:
-            return False
+    def check(self) -> None:
+        """See that the Jobs API answers, and us; raises RayUnreachable or TokenRefused if not."""
+        response = self._request("GET", "/api/version")
+        if not response.is_success:
+            raise RayUnreachable(self.url, f"it answers {response.status_code}, and not with its version")
 
     def room(self) -> list[Node] | None:
         """Return the nodes of the cluster; None where that can't be told, or an autoscaler may add others."""
         try:
-            nodes = self._request("GET", "/api/v0/nodes", params={"limit": MOST_NODES}, timeout=ROOM_S).json()
+            alive = self._nodes()
             status = self._request("GET", "/api/cluster_status", timeout=ROOM_S).json()
             types: dict[str, str] = status["data"]["clusterStatus"]["autoscalerReport"]["nodeTypeMapping"]
-            alive = [node for node in nodes["data"]["result"]["result"] if node["state"] == "ALIVE"]
             # Ray's monitor makes up these names where there is no autoscaler, of which the nodes would be known types
             fixed = all(types[node["node_id"]] == f"node_{node['node_id']}" for node in alive)
             return [_node(one) for one in alive] if fixed else None
@@ -171,7 +229,11 @@ class RayJobs:
 
     def why_not_shared(self, directory: Path) -> str:
         """Return why the cluster's nodes can't share a directory of this machine, as far as can be told; empty if they
-        can, or nobody knows."""
+        can, or nobody knows.
+
+        Asked when a job is submitted: a head elsewhere is enough; workers elsewhere are known where no autoscaler may
+        add others. What this lets pass, the mark of an attempt shows where its processes start.
+        """
         if not is_on_own_disk(directory):
             return ""
         head = urlsplit(self.url).hostname or ""

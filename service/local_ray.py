@@ -66,6 +66,9 @@ class RayNotStarted(NoRay):
             "or give --ray-address to use a Ray that is already running"
         )
 
+    def __reduce__(self) -> tuple[type[RayNotStarted], tuple[str, Path]]:
+        return type(self), (self.cause, self.log)
+
 
 class LocalRayJobs:
     """The Jobs API of the local Ray, which is started when it is first needed, and again when it was lost.
@@ -90,13 +93,12 @@ class LocalRayJobs:
             return False
         return True
 
-    def reachable(self) -> bool:
+    def check(self) -> None:
         """Make sure that there is a local Ray; may take as long as its start. Raises RayNotStarted."""
         if self._jobs is not None and _is_ours(self._jobs):
-            return True
+            return
         self.close()
         self._jobs = find_or_start(self._state_dir).jobs()
-        return True
 
     def submit(
         self, submission_id: str, entrypoint: str, env: Mapping[str, str], code: str = "", pip: Sequence[str] = ()
@@ -109,8 +111,14 @@ class LocalRayJobs:
     def obstacle(self, submission_id: str) -> str:
         return self._there().obstacle(submission_id)
 
+    def look(self, submission_ids: Sequence[str]) -> None:
+        self._there().look(submission_ids)
+
     def status(self, submission_id: str) -> str | None:
         return self._there().status(submission_id)
+
+    def delay(self, submission_id: str) -> str:
+        return self._there().delay(submission_id)
 
     def stop(self, submission_id: str) -> None:
         self._there().stop(submission_id)
@@ -291,9 +299,10 @@ def _answers(ray: LocalRay) -> bool:
 def _is_ours(jobs: RayJobs) -> bool:
     """Say whether it answers and has our token; another Ray may have taken the port."""
     try:
-        return jobs.reachable()
-    except TokenRefused:
+        jobs.check()
+    except (RayUnreachable, TokenRefused):
         return False
+    return True
 
 
 def _wait_for(ray: LocalRay, deadline_s: float) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from .kube import API_VERSION
-from .launcher import NOT_IN_PLACE, OVER, first_reason
+from .launcher import HOPELESS, NOT_IN_PLACE, OVER, first_reason
 from .settings import BUNDLE_VARIABLE, STARTED_TWICE, STORE_URL_VARIABLE
 
 LONGEST_NAME = 47  # KubeRay adds 6 characters for the cluster, and 10 for its services, to a label of at most 63
@@ -27,7 +27,17 @@ LOCAL_VOLUMES = frozenset({"emptyDir", "hostPath", "configMap", "secret", "proje
 _STARTED_TWICE = re.compile(rf"failed with exit code {STARTED_TWICE}\b")
 _NOT_IN_PLACE = re.compile(r"^\s*runtime_env setup failed", re.IGNORECASE)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 10 times as fast, where it is there
-_FAILED = frozenset({"Failed", "ValidationFailed"})
+_ENDS = {"Failed": "FAILED", "ValidationFailed": HOPELESS, "Complete": "STOPPED"}  # where Ray told no end of the job
+_DEADLINES = {
+    "DeadlineExceeded": "raise activeDeadlineSeconds in the RayJob template",
+    "PreRunningDeadlineExceeded": (
+        "look at the quota of the namespace and at the nodes that its pods ask for, or raise preRunningDeadlineSeconds "
+        "in the RayJob template"
+    ),
+}
+"""The reasons of KubeRay 1.7 by which a deadline ends a RayJob, and what to do."""
+
+_PASSING = frozenset({"HeadPodNotFound", "Unknown"})  # what KubeRay says of each head that it is about to make
 
 Resource = dict[str, Any]
 
@@ -92,10 +102,13 @@ def _deletion_faults(spec: Mapping[str, Any]) -> Iterator[str]:
         return
     ends = {"jobStatus": {"SUCCEEDED"}, "jobDeploymentStatus": {"Failed"}}
     for rule in rules:
+        policy = rule.get("policy")
+        if policy is None:
+            yield "has a deletionRule without a policy, which KubeRay needs; use DeleteCluster or DeleteSelf"
         for name, left in ends.items():
-            if rule["policy"] in ("DeleteCluster", "DeleteSelf"):
+            if policy in ("DeleteCluster", "DeleteSelf"):
                 left.discard((rule.get("condition") or {}).get(name))
-        if rule["policy"] == "DeleteWorkers" and spec["rayClusterSpec"].get("enableInTreeAutoscaling"):
+        if policy == "DeleteWorkers" and spec["rayClusterSpec"].get("enableInTreeAutoscaling"):
             yield "has a deletionRule DeleteWorkers, which KubeRay refuses with autoscaling; use DeleteCluster"
     for name, left in ends.items():
         for value in left:
@@ -111,10 +124,23 @@ def _container_faults(cluster: Mapping[str, Any]) -> Iterator[str]:
             yield f"has no container in the {name}; add one with the image to run"
         if "replicas" in group:
             yield f"has replicas in the {name}; leave it out, since it is the autoscaler's"
+        yield from _nameless(name, group)
     head = (_containers(cluster["headGroupSpec"]) or [{}])[0]
     whole = any("secretRef" in one for one in head.get("envFrom") or [])
     if not whole and STORE_URL_VARIABLE not in _from_secrets(cluster):
         yield f"doesn't give {STORE_URL_VARIABLE} to the head's container; take it from a Secret there, by secretKeyRef"
+
+
+def _nameless(name: str, group: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what lacks a field, in the parts of a group that we read, without which Kubernetes takes no pod."""
+    container = (_containers(group) or [{}])[0]
+    pod = (group.get("template") or {}).get("spec") or {}
+    needed = {"env": ("name",), "volumeMounts": ("name", "mountPath")}
+    parts = [(part, container, fields) for part, fields in needed.items()] + [("volumes", pod, ("name",))]
+    for part, owner, fields in parts:
+        for field in fields:
+            if any(field not in one for one in owner.get(part) or []):
+                yield f"has {part} without {field} in the {name}; add it"
 
 
 def _from_secrets(cluster: Mapping[str, Any]) -> set[str]:
@@ -219,27 +245,49 @@ def resource_of(
 
 
 def phase(status: Mapping[str, Any]) -> str | None:
-    """Return PENDING, RUNNING or one of ``OVER``, as Ray's Jobs API would say it; None when the cluster was lost."""
+    """Return PENDING, RUNNING or one of ``OVER``, as Ray's Jobs API would say it; None when the cluster was lost.
+
+    A deadline, or a spec that KubeRay refuses, would be the end of each further attempt too.
+    """
     job, deployment = status.get("jobStatus") or "", status.get("jobDeploymentStatus") or ""
     if job == "FAILED" and _STARTED_TWICE.search(status.get("message") or ""):
         return None
     if deployment == "Retrying":  # after a failure, with a backoffLimit
         return "PENDING"
+    late = deployment == "Failed" and status.get("reason") in _DEADLINES  # the runner itself may still be there
+    if late and job != "SUCCEEDED":
+        return HOPELESS
     if job in OVER:
         return str(job)
-    if deployment in _FAILED:  # a deadline, or a spec that KubeRay refuses; the runner itself may still be there
-        return "FAILED"
-    if deployment == "Complete":
-        return "STOPPED"
+    if deployment in _ENDS:
+        return _ENDS[deployment]
     return "RUNNING" if (job, deployment) == ("RUNNING", "Running") else "PENDING"
 
 
 def why_failed(name: str, status: Mapping[str, Any]) -> str:
     """Return why a RayJob has failed, in one sentence without its end; empty if it hasn't."""
-    if phase(status) != "FAILED":
+    if phase(status) not in ("FAILED", HOPELESS):
         return ""
     message = str(status.get("message") or "")
     if _NOT_IN_PLACE.match(message):
         return f"{NOT_IN_PLACE}: {first_reason(message)}"
     why = status.get("reason") or "without a reason"
-    return f"its RayJob {name} failed ({why}): {first_reason(message)}"
+    advice = f"; {_DEADLINES[why]}" if why in _DEADLINES else ""
+    return f"its RayJob {name} failed ({why}): {first_reason(message)}{advice}"
+
+
+def why_pending(name: str, status: Mapping[str, Any]) -> str:
+    """Return what a RayJob waits for, in one sentence without its end, as far as KubeRay tells; empty if it doesn't."""
+    if phase(status) != "PENDING":
+        return ""
+    if status.get("jobDeploymentStatus") == "Suspended":
+        return f"its RayJob {name} is suspended; a queue, as Kueue is one, has not let it begin yet"
+    conditions = (status.get("rayClusterStatus") or {}).get("conditions") or []
+    bad = {(one.get("type"), one.get("status")): one for one in conditions if one.get("reason") not in _PASSING}
+    found = bad.get(("ReplicaFailure", "True")) or bad.get(("HeadPodReady", "False")) or {}
+    said = [part for part in (found.get("reason"), found.get("message") or status.get("message")) if part]
+    return f"its RayJob {name} waits for its cluster ({': '.join(_line(part) for part in said)})" if said else ""
+
+
+def _line(text: str) -> str:
+    return " ".join(str(text).split())

@@ -24,22 +24,21 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
-from ..workers.marks import MARK_VARIABLE, leave_mark
-from .launcher import OVER, Launcher, LaunchRefused, NoRay
+from ..workers.marks import MARK_VARIABLE, Marker
+from .launcher import HOPELESS, OVER, Launcher, NoRay
 from .lease import Lease
-from .records import Job, MoveRefused, StoreUnavailable, Superseded, Sweep
+from .records import MoveRefused, StoreUnavailable, Superseded, Sweep
 from .rows import RESTARTED_FROM
 from .settings import ATTEMPT_VARIABLE, STATE_DIR_VARIABLE, STORAGE_VARIABLE, STORE_URL_VARIABLE, ServiceSettings
 from .shared import runs_of
 from .states import STOPPED_AS, Kind, State
 from .store import Store
 from .tables import has_password
+from .troubles import Launched, Troubles, tell
 
 LOSSES_ALLOWED = 10
 """How often a job is started again since its whole cluster was lost. That is no fault of the job and so doesn't count
 against its ``max_restarts``; but a job that itself brings its cluster down must end some time."""
-
-Launched = Job | Sweep  # what has a runner of its own
 
 TRAIN_VARIABLES = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 """What Ray Train gives to all actors of a run. Where the whole job has it, they start in the processes that Ray keeps
@@ -84,7 +83,7 @@ class Decision(StrEnum):
     RECONNECT = "write down that its runner has outlived an absence of Ray"
     RESTART = "start a new runner, since the last one vanished"
     RESUBMIT = "start a new runner, since the cluster of the last one is gone"
-    GIVE_UP = "fail it: its runner vanished too often"
+    GIVE_UP = "fail it: its runner vanished too often, or as each further one would"
     STOP = "ask Ray to end its runner"
     END = "write down that its runner has ended, as it was asked to"
 
@@ -110,7 +109,8 @@ def decide(job: Launched, ray_says: str | None, for_s: float) -> Decision:
         return Decision.SUBMIT
     if ray_says is None:
         return Decision.RESUBMIT if job.losses < LOSSES_ALLOWED else Decision.GIVE_UP
-    return Decision.RESTART if job.restarts < job.spec.max_restarts else Decision.GIVE_UP
+    may_go_on = ray_says != HOPELESS and job.restarts < job.spec.max_restarts
+    return Decision.RESTART if may_go_on else Decision.GIVE_UP
 
 
 def _stop_now_or_later(job: Launched, for_s: float) -> Decision:
@@ -129,6 +129,9 @@ class Reconciler:
     def __init__(self, store: Store, launcher: Launcher, settings: ServiceSettings) -> None:
         self._store, self._launcher, self._settings = store, launcher, settings
         self._lease = Lease(store.leases, settings.lease_s)
+        self._troubles = Troubles(store)
+        runs = runs_of(settings)
+        self._marker = None if runs is None else Marker(runs)
         self._awake = threading.Event()
         self._stopping: dict[str, tuple[State, float]] = {}  # jobs that are to stop: since when, on the monotonic clock
         self._tidied_at = -math.inf  # on the monotonic clock, as these:
@@ -181,25 +184,44 @@ class Reconciler:
                 log.info("dropped %d bundles that no job refers to", dropped)
 
     def _pass(self) -> str:
-        """Return how Ray behaved: "ok" or one sentence. What it refuses for one job doesn't keep it from the others."""
+        """Return how it went: "ok" or one sentence. What goes wrong for one job keeps nobody from the others."""
         try:
-            words = self._work_through()
+            self._work_through()
         except NoRay as error:
             self._tell_that_ray_is_away()
             return str(error)
         self._away_since = math.inf
-        return next((word for word in words if word != "ok"), "ok")
+        return self._troubles.word()
 
-    def _work_through(self) -> list[str]:
-        if not self._launcher.reachable():
-            raise NoRay("does not answer; jobs keep their state until it does")
+    def _work_through(self) -> None:
+        self._launcher.check()
         occupying = self._store.occupying()
+        self._launcher.look([submission_id(job) for job in occupying])
         cancelled_first = sorted(occupying, key=lambda job: job.state is not State.CANCELLING)
         self._stopping = {job.id: self._since(job) for job in occupying if job.state in STOPPED_AS}
-        words = [_unless_refused(self._look_after, job) for job in cancelled_first]
-        while (job := self._claim()) is not None:
-            words.append(_unless_refused(self._launch, job))
-        return words
+        self._troubles.keep({job.id for job in occupying})
+        for job in cancelled_first:
+            to_start = self._try("looked after", self._look_after, job)
+            if to_start is not None:
+                self._try("started", self._launch, to_start)
+        while (claimed := self._claim()) is not None:
+            self._try("started", self._launch, claimed)
+
+    def _try(self, doing: str, work: Callable[[Launched], Launched | None], job: Launched) -> Launched | None:
+        """Work on one job, and return it if there is more to do; what goes wrong, it is told, unless it is wrong for
+        all."""
+        if not self._troubles.is_due(job):
+            return None
+        try:
+            left = work(job)
+        except (NoRay, StoreUnavailable, NotLeading):
+            raise
+        except Exception as error:
+            self._troubles.note(job, doing, error)
+            return None
+        if left is None:
+            self._troubles.over(job)
+        return left
 
     def _claim(self) -> Launched | None:
         self._check_lease()
@@ -245,20 +267,22 @@ class Reconciler:
             self._pass_began_at = math.inf
         return "ok"
 
-    def _look_after(self, job: Launched) -> None:
+    def _look_after(self, job: Launched) -> Launched | None:
+        """Do what is to be done about a job now, and return it where its runner is to be started."""
         ray_says = self._launcher.status(submission_id(job))
         self._check_lease()
         # refused if the job has moved since we read it: a runner that ended well, a cancel, another reconciler
         with suppress(MoveRefused, Superseded):
             _, since = self._since(job)
-            self._do(decide(job, ray_says, time.monotonic() - since), job, ray_says)
+            return self._do(decide(job, ray_says, time.monotonic() - since), job, ray_says)
+        return None
 
     def _since(self, job: Launched) -> tuple[State, float]:
         """Return the job's state and since when it is known to be in it."""
         known = self._stopping.get(job.id)
         return known if known is not None and known[0] is job.state else (job.state, time.monotonic())
 
-    def _do(self, decision: Decision, job: Launched, ray_says: str | None) -> None:
+    def _do(self, decision: Decision, job: Launched, ray_says: str | None) -> Launched | None:
         move = self._store.move
         if decision is not Decision.KEEP:
             log.info("%s %s: %s", _kind(job), job.id, decision, extra=_about(job))
@@ -268,7 +292,7 @@ class Reconciler:
             case Decision.END:
                 move(job.id, STOPPED_AS[job.state], reason=job.reason, attempt=job.attempt)
             case Decision.SUBMIT:
-                self._launch(job)
+                return job
             case Decision.NOTE_LAUNCH:
                 self._store.mark_launched(job.id, job.attempt)
             case Decision.RECONNECT:
@@ -277,19 +301,22 @@ class Reconciler:
                 obstacle = self._launcher.obstacle(submission_id(job))
                 why = obstacle or f"its runner vanished (Ray says {ray_says})"
                 reason = f"{why}; it is started again from its newest checkpoint"
-                self._launch(move(job.id, State.STARTING, reason=reason, attempt=job.attempt, next_attempt=True))
+                return move(job.id, State.STARTING, reason=reason, attempt=job.attempt, next_attempt=True)
             case Decision.RESUBMIT:
                 reason = "its Ray cluster was lost; it is started again from its newest checkpoint"
-                self._launch(
-                    move(
-                        job.id, State.STARTING, reason=reason, attempt=job.attempt, next_attempt=True, cluster_lost=True
-                    )
-                )
+                at = job.attempt
+                return move(job.id, State.STARTING, reason=reason, attempt=at, next_attempt=True, cluster_lost=True)
             case Decision.GIVE_UP:
                 why = self._launcher.obstacle(submission_id(job)) or _why_given_up(job, ray_says)
                 move(job.id, State.FAILED, reason=why, attempt=job.attempt)
             case Decision.KEEP:
-                pass
+                self._tell_what_it_waits_for(job, ray_says)
+        return None
+
+    def _tell_what_it_waits_for(self, job: Launched, ray_says: str | None) -> None:
+        delay = self._launcher.delay(submission_id(job)) if ray_says == "PENDING" else ""
+        if delay and job.state is State.STARTING:
+            tell(self._store, job, delay)
 
     def _launch(self, job: Launched) -> None:
         """Hand the runner of this attempt to Ray. Cut off anywhere, the next pass does it again under the same id."""
@@ -313,10 +340,10 @@ class Reconciler:
 
     def _marked(self, job: Launched) -> dict[str, str]:
         """Leave a mark of this attempt in the storage, and return the variable by which its processes look for it."""
-        runs, mark = runs_of(self._settings), f"{job.id}/{job.attempt}"
-        if runs is None:
+        mark = f"{job.id}/{job.attempt}"
+        if self._marker is None:
             return {}
-        leave_mark(runs, mark)
+        self._marker.leave(mark)
         return {MARK_VARIABLE: mark}
 
     def _carried(self, job: Launched) -> str:
@@ -348,14 +375,6 @@ def _store_told(settings: ServiceSettings) -> dict[str, str]:
     """
     secret = has_password(settings.store_url) and not settings.own_ray
     return {} if secret else {STORE_URL_VARIABLE: settings.store_url}
-
-
-def _unless_refused(work: Callable[[Launched], None], job: Launched) -> str:
-    try:
-        work(job)
-    except LaunchRefused as error:
-        return str(error)
-    return "ok"
 
 
 def _why_given_up(job: Launched, ray_says: str | None) -> str:

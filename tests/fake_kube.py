@@ -243,12 +243,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._do(200, lambda kind, name, ns: self.server.delete(kind, name, namespace=ns))
 
     def _list(self, kind: str, namespace: str) -> Resource:
-        wanted = dict(part.split("=", 1) for part in self.query.get("labelSelector", "").split(",") if part)
+        wanted = _selected(self.query.get("labelSelector", ""))
         limit = int(self.query.get("limit") or 0) or None
         group, number, one = KINDS[kind]
         document = {"apiVersion": f"{group}/{number}".strip("/"), "kind": f"{one}List"}
         metadata = {"resourceVersion": str(self.server.version)}
-        return {**document, "metadata": metadata, "items": self.server.list(kind, wanted, namespace)[:limit]}
+        every = self.server.list(kind, namespace=namespace)
+        found = [one for one in every if all(_labels(one).get(name) in values for name, values in wanted.items())]
+        return {**document, "metadata": metadata, "items": found[:limit]}
 
     def _do(self, code: int, act: Callable[[str, Any, str], Resource]) -> None:
         self.body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "null")
@@ -288,6 +290,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         return
+
+
+def _selected(selector: str) -> dict[str, set[str]]:
+    """Return which values of which labels are asked for: ``name=value`` or ``name in (value,value)``, with commas."""
+    found = re.findall(r"([^=,\s]+)(?:=([^,]*)|\s+in\s+\(([^)]+)\))", selector)
+    return {name: {one.strip() for one in several.split(",")} if several else {value} for name, value, several in found}
 
 
 def _full(kind: str) -> str:

@@ -63,6 +63,7 @@ class FakeRay:
         self.pips: dict[str, list[str]] = {}
         self.packages: dict[str, bytes] = {}
         self.obstacles: dict[str, str] = {}
+        self.delays: dict[str, str] = {}
         self.stopped: list[str] = []
         self.nodes: list[Node] | None = None
         self.not_shared = ""
@@ -90,6 +91,12 @@ class FakeRay:
         self._check()
         return self.obstacles.get(submission_id, "")
 
+    def look(self, submission_ids: Sequence[str]) -> None:
+        self._check()
+
+    def delay(self, submission_id: str) -> str:
+        return self.delays.get(submission_id, "")
+
     def status(self, submission_id: str) -> str | None:
         self._check()
         answer = self.submissions.get(submission_id)
@@ -100,8 +107,8 @@ class FakeRay:
         self._check()
         self.stopped.append(submission_id)
 
-    def reachable(self) -> bool:
-        return self.up
+    def check(self) -> None:
+        self._check()
 
     def room(self) -> list[Node] | None:
         return self.nodes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,8 @@ class TestLauncher:
         launcher.submit(FIRST, "exec true", ENV)
         assert launcher.obstacle(FIRST) == ""
         failed(kube, FIRST, "too late", "DeadlineExceeded")
-        assert launcher.obstacle(FIRST) == f"its RayJob {FIRST} failed (DeadlineExceeded): too late"
+        advice = "raise activeDeadlineSeconds in the RayJob template"
+        assert launcher.obstacle(FIRST) == f"its RayJob {FIRST} failed (DeadlineExceeded): too late; {advice}"
 
     @pytest.mark.parametrize(
         ("code", "said", "why"),
@@ -134,16 +136,16 @@ class TestLauncher:
     def test_it_is_not_reachable_where_it_could_do_nothing(
         self, launcher: KubeRayJobs, kube: FakeKube, code: int, said: str, why: str
     ) -> None:
-        assert launcher.reachable()
+        launcher.check()
         kube.broken[""] = (code, said)
         with pytest.raises(KubeUnusable) as raised:
-            launcher.reachable()
+            launcher.check()
         assert why in str(raised.value)
 
     def test_without_kuberay_it_is_not_reachable(self, launcher: KubeRayJobs, kube: FakeKube) -> None:
         kube.installed.clear()
         with pytest.raises(KubeUnusable, match="install KubeRay's custom resources"):
-            launcher.reachable()
+            launcher.check()
 
     def test_a_template_is_read_anew_and_a_bad_one_refused(
         self, launcher: KubeRayJobs, kube: FakeKube, template: Path
@@ -207,16 +209,63 @@ class TestReconciling:
         assert (job.state, job.attempt, job.restarts) == (State.STARTING, 2, 1)
         assert f"its RayJob sampa-{job_id}-1 failed (AppFailed): KeyError: 'x'; it is started again" in job.reason
         assert [*kube.all("rayjobs")] == [f"sampa-{job_id}-2"]
-        failed(kube, f"sampa-{job_id}-2", "no cluster within 3600 s", "DeadlineExceeded")
+        failed(kube, f"sampa-{job_id}-2", "exit code 1:\nKeyError: 'y'")
         reconciler.step()
         job = store.job(job_id)
         assert job.state is State.FAILED
-        assert job.reason == f"its RayJob sampa-{job_id}-2 failed (DeadlineExceeded): no cluster within 3600 s"
+        assert job.reason == f"its RayJob sampa-{job_id}-2 failed (AppFailed): KeyError: 'y'"
+
+    @pytest.mark.parametrize("reason", ["DeadlineExceeded", "PreRunningDeadlineExceeded"])
+    def test_after_a_deadline_of_the_template_the_job_fails_and_is_not_started_again(
+        self, kube: FakeKube, store: Store, reconciler: Reconciler, job_id: str, reason: str
+    ) -> None:
+        name = f"sampa-{job_id}-1"
+        status = {"jobStatus": "RUNNING", "jobDeploymentStatus": "Failed", "reason": reason, "message": "too late"}
+        kube.set_status("rayjobs", name, **status)
+        reconciler.step()
+        job = store.job(job_id)
+        assert (job.state, job.attempt, job.restarts) == (State.FAILED, 1, 0)
+        assert job.reason.startswith(f"its RayJob {name} failed ({reason}): too late; ")
+        assert [*kube.all("rayjobs")] == [name]
+
+    def test_all_jobs_of_a_pass_are_looked_at_with_one_question(
+        self, kube: FakeKube, store: Store, launcher: KubeRayJobs, settings: ServiceSettings
+    ) -> None:
+        reconciler = Reconciler(store, launcher, settings.model_copy(update={"max_running": 5}))
+        ids = [submitted(store) for _ in range(5)]
+        reconciler.step()
+        kube.asked.clear()
+        reconciler.step()
+        assert kube.asked == {("list", "rayjobs"): 2}, "whether it answers, and these five"
+        failed(kube, f"sampa-{ids[3]}-1")
+        kube.delete("rayjobs", f"sampa-{ids[4]}-1")
+        reconciler.step()
+        assert [store.job(each).attempt for each in ids] == [1, 1, 1, 2, 2]
+
+    def test_what_a_cluster_waits_for_is_the_reason_until_it_is_there(
+        self, kube: FakeKube, store: Store, reconciler: Reconciler
+    ) -> None:
+        job_id = submitted(store)
+        reconciler.step()
+        name = f"sampa-{job_id}-1"
+        short = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreateHeadPod", "message": "no quota"}
+        status = {"jobDeploymentStatus": "Initializing", "rayClusterStatus": {"conditions": [short]}}
+        kube.set_status("rayjobs", name, **status)
+        for _ in range(3):
+            reconciler.step()
+        job = store.job(job_id)
+        assert (job.state, job.attempt) == (State.STARTING, 1)
+        assert job.reason == f"its RayJob {name} waits for its cluster (FailedCreateHeadPod: no quota)"
+        assert [one["reason"] for one in store.transitions(job_id)][-2:] == ["", job.reason]
+        assert reconciler.health()["ray"] == "ok"
+        store.move(job_id, State.RUNNING, attempt=1)
+        reconciler.step()
+        assert (store.job(job_id).state, store.job(job_id).reason) == (State.RUNNING, "")
 
     def test_a_spec_that_kuberay_refuses_fails_the_job_with_its_words(
         self, kube: FakeKube, store: Store, reconciler: Reconciler
     ) -> None:
-        job_id = submitted(store, max_restarts=0)
+        job_id = submitted(store, max_restarts=3)
         reconciler.step()
         said = "The RayJob spec is invalid: activeDeadlineSeconds must be a positive integer"
         status = {"jobDeploymentStatus": "ValidationFailed", "reason": "ValidationFailed", "message": said}
@@ -262,16 +311,21 @@ class TestReconciling:
         reconciler.step()
         assert (reconciler.health()["ray"], store.job(waiting).state) == ("ok", State.STARTING)
 
-    def test_what_is_refused_for_one_job_is_told_and_tried_again(
-        self, kube: FakeKube, store: Store, reconciler: Reconciler
+    def test_what_is_refused_for_one_job_is_its_reason_and_tried_again(
+        self, kube: FakeKube, store: Store, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job_id = submitted(store)
         kube.broken["create"] = (403, "exceeded quota: gpus")
         reconciler.step()
         assert "403: exceeded quota: gpus" in reconciler.health()["ray"]
-        assert store.job(job_id).state is State.STARTING
+        job = store.job(job_id)
+        assert job.state is State.STARTING
+        assert "refused to create rayjobs in the namespace sampa (403: exceeded quota: gpus)" in job.reason
         kube.broken.clear()
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 30)
         reconciler.step()
+        assert store.job(job_id).reason == ""
         assert [*kube.all("rayjobs")] == [f"sampa-{job_id}-1"]
         assert store.job(job_id).launched
 
@@ -321,7 +375,7 @@ class TestConnecting:
 
 def test_the_role_allows_what_a_life_takes_and_nothing_else(kube: FakeKube, launcher: KubeRayJobs) -> None:
     """Of the other tests, none may take more."""
-    assert launcher.reachable()
+    launcher.check()
     for name in (FIRST, SECOND):
         launcher.submit(name, "exec true", ENV)
         launcher.status(name)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sampa.service.launcher import NOT_IN_PLACE, LaunchRefused, RayJobs, RayUnreachable, TokenRefused, find_token
+from sampa.service.launcher import (
+    LOOK_S,
+    NOT_IN_PLACE,
+    LaunchRefused,
+    RayJobs,
+    RayUnreachable,
+    TokenRefused,
+    find_token,
+)
 from sampa.service.room import Node
 
 TOKEN = "secret"
@@ -191,7 +200,8 @@ def test_a_refusal_tells_the_last_line_of_rays_answer(ray: RayJobs, server: Jobs
     ):
         with pytest.raises(LaunchRefused, match=r"refused a request with 500: TimeoutError: no agent within 10 s$"):
             ask()
-    assert not ray.reachable()
+    with pytest.raises(RayUnreachable, match=r"doesn't answer \(it answers 500, and not with its version\); jobs keep"):
+        ray.check()
 
 
 @pytest.mark.parametrize(
@@ -199,7 +209,7 @@ def test_a_refusal_tells_the_last_line_of_rays_answer(ray: RayJobs, server: Jobs
 )
 def test_without_the_right_token_every_request_is_refused(server: JobsServer, token: str | None, refused: str) -> None:
     ray = RayJobs(server.url, token)
-    for ask in (ray.reachable, lambda: ray.status("a-1"), lambda: ray.submit("a-1", "true", {})):
+    for ask in (ray.check, lambda: ray.status("a-1"), lambda: ray.submit("a-1", "true", {})):
         with pytest.raises(TokenRefused, match=f"^Ray at {server.url} refuses {refused}; .* into RAY_AUTH_TOKEN"):
             ask()
     assert ray.room() is None
@@ -208,10 +218,68 @@ def test_without_the_right_token_every_request_is_refused(server: JobsServer, to
 
 def test_a_ray_that_is_away_is_said_to_be(server: JobsServer) -> None:
     ray = RayJobs("http://127.0.0.1:1", TOKEN, timeout_s=5)
-    assert not ray.reachable()
-    with pytest.raises(RayUnreachable, match="jobs keep their state until it does"):
-        ray.status("a-1")
+    for ask in (ray.check, lambda: ray.status("a-1")):
+        with pytest.raises(RayUnreachable, match=r"http://127.0.0.1:1 doesn't answer .*; jobs keep their state"):
+            ask()
     ray.close()
+
+
+class TestLostNodes:
+    """A Ray whose state outlived its head still tells of submissions that went down with it."""
+
+    @pytest.fixture(autouse=True)
+    def _nodes(self, server: JobsServer) -> None:
+        head = {"is_head_node": True, "start_time_ms": 2000}
+        server.nodes = {
+            "old": {"node_id": "old", "state": "DEAD", **head, "start_time_ms": 1000},
+            "new": {"node_id": "new", "state": "ALIVE", **head},
+            "worker": {"node_id": "worker", "state": "ALIVE", "is_head_node": False, "start_time_ms": 1500},
+        }
+
+    @pytest.mark.parametrize(
+        ("told", "said"),
+        [
+            ({"status": "RUNNING", "driver_node_id": "old"}, None),  # Ray 2.60 has not looked at it again yet
+            ({"status": "RUNNING", "driver_node_id": "new"}, "RUNNING"),
+            ({"status": "RUNNING", "driver_node_id": "worker", "start_time": 1600}, "RUNNING"),
+            ({"status": "PENDING", "start_time": 1900}, None),  # its process was to start on the old head
+            ({"status": "PENDING", "start_time": 2100}, "PENDING"),
+            ({"status": "PENDING"}, "PENDING"),
+            (
+                {"status": "FAILED", "error_type": "JOB_SUPERVISOR_ACTOR_START_FAILURE", "driver_node_id": "old"},
+                None,
+            ),
+            ({"status": "FAILED", "error_type": "JOB_SUPERVISOR_ACTOR_DIED", "driver_node_id": "old"}, None),
+            ({"status": "FAILED", "error_type": "JOB_SUPERVISOR_ACTOR_DIED", "driver_node_id": "new"}, "FAILED"),
+            ({"status": "FAILED", "error_type": "JOB_ENTRYPOINT_COMMAND_ERROR", "driver_node_id": "old"}, "FAILED"),
+            ({"status": "FAILED", "error_type": None, "driver_node_id": "old"}, "FAILED"),
+            ({"status": "SUCCEEDED", "driver_node_id": "old"}, "SUCCEEDED"),
+        ],
+    )
+    def test_their_submissions_are_lost(
+        self, ray: RayJobs, server: JobsServer, told: dict[str, Any], said: str | None
+    ) -> None:
+        server.jobs["a-1"] = told
+        assert ray.status("a-1") == said
+
+    def test_where_nodes_are_not_told_ray_is_taken_by_its_word(self, ray: RayJobs, server: JobsServer) -> None:
+        server.jobs["a-1"] = {"status": "RUNNING", "driver_node_id": "old"}
+        server.nodes = {}
+        assert ray.status("a-1") == "RUNNING"
+
+    def test_they_are_looked_for_now_and_then_and_anew_where_it_matters(
+        self, ray: RayJobs, server: JobsServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = [1000.0]
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        server.jobs["a-1"] = {"status": "RUNNING", "driver_node_id": "new"}
+        assert ray.status("a-1") == "RUNNING"
+        server.nodes["new"]["state"] = "DEAD"
+        now[0] += LOOK_S - 0.1
+        assert ray.status("a-1") == "RUNNING"
+        server.jobs["a-2"] = {"status": "FAILED", "error_type": "JOB_SUPERVISOR_ACTOR_DIED", "driver_node_id": "new"}
+        assert ray.status("a-2") is None
+        assert ray.status("a-1") is None
 
 
 def with_nodes(server: JobsServer, *resources: dict[str, float], state: str = "ALIVE") -> None:

@@ -157,7 +157,7 @@ def test_a_real_one_outlives_who_started_it_is_found_again_runs_jobs_and_ends_as
         assert ray == local_ray.find(tmp_path)
         assert (tmp_path / "ray.token").stat().st_mode & 0o077 == 0
         with closing(RayJobs(ray.dashboard_url, "wrong")) as stranger, pytest.raises(TokenRefused):
-            stranger.reachable()
+            stranger.check()
         with closing(ray.jobs()) as jobs:
             _run_jobs(jobs, tmp_path)
     finally:

@@ -11,8 +11,16 @@ from typing import Any
 
 import pytest
 import yaml
-from sampa.service.launcher import NOT_IN_PLACE
-from sampa.service.rayjob import TemplateRefused, phase, read_template, resource_of, why_failed, why_not_shared
+from sampa.service.launcher import HOPELESS, NOT_IN_PLACE
+from sampa.service.rayjob import (
+    TemplateRefused,
+    phase,
+    read_template,
+    resource_of,
+    why_failed,
+    why_not_shared,
+    why_pending,
+)
 
 from ..fake_kube import deployed
 
@@ -124,6 +132,19 @@ class TestTemplates:
                 lambda spec: rules(spec).append({"policy": "DeleteWorkers", "condition": {"jobStatus": "FAILED"}}),
                 "DeleteWorkers, which KubeRay refuses with autoscaling",
             ),
+            (
+                lambda spec: rules(spec)[0].pop("policy"),
+                "has a deletionRule without a policy, which KubeRay needs; use",
+            ),
+            (
+                lambda spec: head(spec)["volumeMounts"][0].pop("mountPath"),
+                "has volumeMounts without mountPath in the head; add it",
+            ),
+            (lambda spec: head(spec)["env"][0].pop("name"), "has env without name in the head; add it"),
+            (
+                lambda spec: group(spec, 1)["template"]["spec"]["volumes"].append({"emptyDir": {}}),
+                "has volumes without name in the group ondemand; add it",
+            ),
             (lambda spec: group(spec).update(replicas=1), "has replicas in the group ondemand; leave it out"),
             (lambda spec: group(spec, 1)["template"]["spec"].pop("containers"), "has no container in the group spot"),
             (lambda spec: head(spec).pop("env"), "doesn't give SAMPA_STORE_URL to the head's container"),
@@ -210,7 +231,7 @@ class TestPhases:
             ("FAILED", "Failed", "FAILED"),
             ("RUNNING", "Failed", "FAILED"),  # a deadline
             ("", "Failed", "FAILED"),
-            ("", "ValidationFailed", "FAILED"),
+            ("", "ValidationFailed", "HOPELESS"),
             ("SUCCEEDED", "Failed", "SUCCEEDED"),
             ("FAILED", "Retrying", "PENDING"),
             ("RUNNING", "Suspending", "PENDING"),
@@ -220,6 +241,15 @@ class TestPhases:
     )
     def test_the_table(self, job: str, deployment: str, said: str) -> None:
         assert phase({"jobStatus": job, "jobDeploymentStatus": deployment}) == said
+
+    @pytest.mark.parametrize("reason", ["DeadlineExceeded", "PreRunningDeadlineExceeded"])
+    def test_after_a_deadline_it_is_of_no_use_to_try_again(self, reason: str) -> None:
+        late = {"jobDeploymentStatus": "Failed", "reason": reason, "message": "late"}
+        assert {job: phase({"jobStatus": job, **late}) for job in ("", "RUNNING", "FAILED", "SUCCEEDED")} == {
+            **dict.fromkeys(["", "RUNNING", "FAILED"], HOPELESS),
+            "SUCCEEDED": "SUCCEEDED",
+        }
+        assert f"failed ({reason}): late; " in why_failed("a", {"jobStatus": "RUNNING", **late})
 
     def test_before_there_is_a_status_it_is_pending(self) -> None:
         assert phase({}) == "PENDING"
@@ -247,7 +277,7 @@ class TestPhases:
                     "reason": "DeadlineExceeded",
                     "message": "late",
                 },
-                "its RayJob a failed (DeadlineExceeded): late",
+                "its RayJob a failed (DeadlineExceeded): late; raise activeDeadlineSeconds in the RayJob template",
             ),
             (
                 {"jobStatus": "FAILED", "reason": "AppFailed", "message": "exit code 1:\nKeyError: 'x'\n"},
@@ -264,3 +294,39 @@ class TestPhases:
     )
     def test_why_it_failed_is_a_sentence(self, status: dict[str, Any], why: str) -> None:
         assert why_failed("a", status) == why
+
+    @pytest.mark.parametrize(
+        ("status", "why"),
+        [
+            ({}, ""),
+            ({"jobDeploymentStatus": "Initializing"}, ""),
+            ({"jobDeploymentStatus": "Initializing", "message": "no\n head"}, "waits for its cluster (no head)"),
+            ({"jobDeploymentStatus": "Suspended"}, "is suspended; a queue, as Kueue is one, has not let it begin yet"),
+            ({"jobDeploymentStatus": "Running", "jobStatus": "RUNNING", "message": "x"}, ""),
+            (
+                {"jobDeploymentStatus": "Initializing", "rayClusterStatus": {"conditions": "head"}},
+                "waits for its cluster (ContainersNotReady: containers with unready status: [ray-head])",
+            ),
+            (
+                {"jobDeploymentStatus": "Initializing", "rayClusterStatus": {"conditions": "quota head"}},
+                "waits for its cluster (FailedCreateHeadPod: exceeded quota: gpus)",
+            ),
+            ({"jobDeploymentStatus": "Initializing", "rayClusterStatus": {"conditions": "new"}}, ""),
+        ],
+    )
+    def test_what_it_waits_for_is_a_sentence(self, status: dict[str, Any], why: str) -> None:
+        if "rayClusterStatus" in status:
+            named = [CONDITIONS[name] for name in status["rayClusterStatus"]["conditions"].split()]
+            status = {**status, "rayClusterStatus": {"conditions": named}}
+        assert why_pending("a", status) == (why and f"its RayJob a {why}")
+
+
+def condition(kind: str, status: str, reason: str, message: str) -> dict[str, str]:
+    return {"type": kind, "status": status, "reason": reason, "message": message}
+
+
+CONDITIONS = {
+    "head": condition("HeadPodReady", "False", "ContainersNotReady", "containers with unready status: [ray-head]"),
+    "quota": condition("ReplicaFailure", "True", "FailedCreateHeadPod", "exceeded quota: gpus"),
+    "new": condition("HeadPodReady", "False", "HeadPodNotFound", "Head Pod not found"),
+}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from sampa.service import reconciler as reconciler_module
-from sampa.service.launcher import LaunchRefused
+from sampa.service.launcher import OVER
 from sampa.service.local_ray import RayNotStarted
 from sampa.service.reconciler import (
     LOSSES_ALLOWED,
@@ -53,6 +53,7 @@ class TestDecide:
             (STARTING, False, "PENDING", Decision.NOTE_LAUNCH),  # cut off between the submit and its note
             (STARTING, False, "RUNNING", Decision.NOTE_LAUNCH),
             (STARTING, False, "FAILED", Decision.RESTART),
+            (STARTING, True, "HOPELESS", Decision.GIVE_UP),
             (STARTING, True, "PENDING", Decision.KEEP),
             (STARTING, True, "RUNNING", Decision.KEEP),
             (STARTING, True, "FAILED", Decision.RESTART),
@@ -62,6 +63,7 @@ class TestDecide:
             (RUNNING, True, "RUNNING", Decision.KEEP),
             (RUNNING, True, "FAILED", Decision.RESTART),
             (RUNNING, True, "SUCCEEDED", Decision.RESTART),
+            (RUNNING, True, "HOPELESS", Decision.GIVE_UP),
             (RUNNING, True, None, Decision.RESUBMIT),
             (RUNNING, False, "RUNNING", Decision.KEEP),  # it reports, so it was launched
             (RUNNING, False, None, Decision.RESUBMIT),
@@ -73,6 +75,7 @@ class TestDecide:
             (CANCELLING, True, "PENDING", Decision.KEEP),
             (CANCELLING, True, "STOPPED", Decision.END),
             (CANCELLING, True, "FAILED", Decision.END),
+            (CANCELLING, True, "HOPELESS", Decision.END),
             (CANCELLING, True, None, Decision.END),
             (CANCELLING, False, None, Decision.END),
         ],
@@ -117,7 +120,7 @@ class TestDecide:
         assert decide(a_job(losses=LOSSES_ALLOWED), None, 0) is Decision.GIVE_UP
 
     def test_every_case_has_a_decision(self) -> None:
-        words = [None, "PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"]
+        words = [None, "PENDING", "RUNNING", *OVER]
         for state, launched, ray_says in itertools.product(OCCUPYING, [True, False], words):
             assert isinstance(decide(a_job(state=state, launched=launched), ray_says, 0), Decision)
 
@@ -207,26 +210,6 @@ class TestStarting:
         assert len(ray.started) == 1
         assert store.job(job_id).launched
 
-    def test_a_job_that_ray_refuses_does_not_keep_the_others_from_starting(
-        self, store: Store, reconciler: Reconciler, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        bad, good = submitted(store), submitted(store)
-        accept = ray.submit
-
-        def submit(name: str, *what: Any) -> None:
-            if bad in name:
-                raise LaunchRefused("http://fake", 500, "no agent")
-            accept(name, *what)
-
-        monkeypatch.setattr(ray, "submit", submit)
-        reconciler.step()
-        assert ray.started == [f"sampa-{good}-1"]
-        assert "no agent" in reconciler.health()["ray"]
-        monkeypatch.undo()
-        reconciler.step()
-        assert ray.started == [f"sampa-{good}-1", f"sampa-{bad}-1"]
-        assert reconciler.health()["ray"] == "ok"
-
     def test_reconcilers_on_one_store_start_no_job_twice_and_not_too_many(
         self, store: Store, ray: FakeRay, settings: ServiceSettings
     ) -> None:
@@ -288,7 +271,7 @@ class TestVanished:
         reconciler.step()
         assert store.job(job_id) == before
         assert store.job(waiting).state is State.QUEUED
-        assert "does not answer" in reconciler.health()["ray"]
+        assert "Ray's Jobs API at http://fake doesn't answer (it is down)" in reconciler.health()["ray"]
         ray.up = True
         reconciler.step()
         assert store.job(waiting).state is STARTING
@@ -444,10 +427,9 @@ class TestRunning:
         failures = iter([error, error])
 
         class Moody(FakeRay):
-            def reachable(self) -> bool:
+            def check(self) -> None:
                 for each in failures:
                     raise each
-                return True
 
         reconciler = Reconciler(store, Moody(), settings)
         shown: list[str] = []

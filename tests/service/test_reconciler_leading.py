@@ -148,7 +148,7 @@ class TestLeading:
         self, store: Store, settings: ServiceSettings, leader: Reconciler
     ) -> None:
         class Untouched(FakeRay):
-            def reachable(self) -> bool:
+            def check(self) -> None:
                 raise AssertionError("a local Ray would be started here")
 
         standby = Reconciler(store, Untouched(), settings)
@@ -199,8 +199,8 @@ class TestLeading:
         going_on = threading.Event()
 
         class Silent(FakeRay):
-            def reachable(self) -> bool:
-                return going_on.wait(60)
+            def check(self) -> None:
+                assert going_on.wait(60)
 
         stuck, other = Reconciler(store, Silent(), settings), Reconciler(store, FakeRay(), settings)
         with running(stuck):
