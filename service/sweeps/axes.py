@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,10 +49,23 @@ class Axis:
         return len(self.allowed) if self.choice else 1
 
     def place(self, value: JsonValue) -> float:
-        """Return where a value lies; outside of [0, 1] if it is a number outside of the range."""
+        """Return where a value lies; outside of [0, 1] if it is a number outside of the range.
+
+        Raises:
+            ValueError: If it can't be a value of this field.
+        """
         if self.choice:
-            return (self._index.get(key_of(value), 0) + 0.5) / len(self.allowed)
+            return (self.index(value) + 0.5) / len(self.allowed)
+        if not _is_number(value):
+            raise ValueError(f"{value!r} is no number, but {self.path} was searched among numbers")
         return (self._scaled(float(value)) - self._start) / self._length  # type: ignore[arg-type]
+
+    def index(self, value: JsonValue) -> int:
+        """Return which of the choices a value is; raises as ``place``."""
+        found = self._index.get(key_of(value))
+        if found is None:
+            raise ValueError(f"{value!r} is none of the choices of {self.path}: {', '.join(map(repr, self.allowed))}")
+        return found
 
     def value(self, place: float) -> JsonValue:
         """Return the value at a place, the nearest one if only some are allowed."""
@@ -100,7 +114,7 @@ def _axis(path: str, domain: Domain) -> Axis:
     if domain.ends:
         low, high = domain.ends
         return Axis(path, domain.kind == "loguniform", float(low), float(high), whole=domain.kind == "integer")
-    numbers = [value for value in domain.listed if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    numbers: list[Any] = [value for value in domain.listed if _is_number(value)]
     if len(numbers) < len(domain.listed) or min(numbers) == max(numbers):
         index = {key_of(value): number for number, value in enumerate(domain.listed)}
         return Axis(path, allowed=tuple(domain.listed), choice=True, _index=index)
@@ -108,6 +122,10 @@ def _axis(path: str, domain: Domain) -> Axis:
     between = domain.kind == "grid" and any(isinstance(value, float) for value in numbers)
     allowed = () if between else tuple(sorted(numbers))
     return Axis(path, low > 0 and high / low > _WIDE, float(low), float(high), allowed)
+
+
+def _is_number(value: JsonValue) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def places_of(axes: Sequence[Axis], values: Sequence[Mapping[str, JsonValue]]) -> Array:

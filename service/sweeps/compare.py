@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.stats import t as student
@@ -32,7 +33,7 @@ class Estimate:
     @property
     def interval(self) -> tuple[float, float]:
         """What holds the mean with a probability of 95 %."""
-        half = self.error * float(student.ppf((1 + LEVEL) / 2, self.freedom))
+        half = self.error * _quantile(self.freedom)
         return self.mean - half, self.mean + half
 
     def minus(self, other: Estimate) -> Estimate:
@@ -47,6 +48,11 @@ class Estimate:
         if self.error == 0:
             return float(self.mean > threshold)
         return float(student.sf((threshold - self.mean) / self.error, self.freedom))
+
+
+@lru_cache
+def _quantile(freedom: float) -> float:
+    return float(student.ppf((1 + LEVEL) / 2, freedom))  # 0.3 ms, and a report has thousands of intervals
 
 
 def estimate_of(results: Sequence[float] | Array, noise: float | None, freedom: float) -> Estimate | None:

@@ -46,9 +46,9 @@ def grouped(spec: SweepSpec, trials: Sequence[Measured]) -> Group:
     space = [trial for trial in ordered if trial.baseline is None and trial.usable]
     baselines: dict[str, list[Measured]] = {trial.baseline: [] for trial in ordered if trial.baseline is not None}
     for trial in ordered:
-        if trial.baseline is not None and trial.usable and trial.full:
+        if trial.baseline is not None and trial.usable and trial.final:
             baselines[trial.baseline].append(trial)
-    full = [trial for trial in space if trial.full]
+    full = [trial for trial in space if trial.final]
     finite = any(math.isfinite(trial.result) for trial in full)
     sign = -1 if spec.mode == "min" else 1
     usual = yardstick(full, baselines.get("sgd", []), sign=sign, margin=spec.margin) if finite else None
@@ -87,7 +87,7 @@ class Optimum:
     def nearest(self) -> list[Measured]:
         """Return the full trials of the configuration closest to the recommended one."""
         full = [
-            trial for trial, last in zip(self.results.trials, self.results.last, strict=True) if trial.full and last
+            trial for trial, last in zip(self.results.trials, self.results.last, strict=True) if trial.final and last
         ]
         places = columns_of(self.axes, places_of(self.axes, [trial.values for trial in full]))
         gaps = ((places - columns_of(self.axes, self.best[None])) ** 2).sum(1)
@@ -97,7 +97,7 @@ class Optimum:
 
 def lacking(group: Group) -> str | None:
     """Return why nothing can be recommended, and what is needed; None if enough is there."""
-    full = [trial for trial in group.space if trial.full]
+    full = [trial for trial in group.space if trial.final]
     if not full or group.usual is None:
         what = "ended with a finite metric" if full else "was trained to its end"
         return f"no trial of the search space {what}; {FEWEST} are needed, of two configurations or more"

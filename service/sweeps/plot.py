@@ -15,16 +15,17 @@ from .verdicts import name_of, short
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Part = Mapping[str, Any]
+Drawn = Mapping[str, Any]  # a report, its plot, or an object in it
 BLUE, GREEN, GREY, RED = "#0072B2", "#009E73", "#8A8A8A", "#D55E00"
 MOST_PANELS = 4
 _INCHES, _DOTS = (10.0, 6.0), 100  # dots per inch
 _KNOWN: dict[str, tuple[str, Any]] = {"sgd": ("#000000", "--"), "sam": (RED, "-.")}
 _FURTHER: tuple[tuple[str, Any], ...] = (("#CC79A7", ":"), ("#E69F00", (0, (5, 1))), ("#56B4E9", (0, (1, 1))))
+_WIDEST = 28  # characters of a choice's name
 _APART = 0.004  # of the width of a panel: between seeds of the same value
 
 
-def draw(report: Part, to: Path | BinaryIO) -> None:
+def draw(report: Drawn, to: Path | BinaryIO) -> None:
     """Write a report's ``plot`` as PNG, 1000 x 600 pixels: up to four fields, those that matter most."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -56,7 +57,7 @@ def _legend(figure: Any, places: Iterable[Axes]) -> None:
         figure.legend([*handles.values()], [*handles], loc="outside lower center", **style)
 
 
-def _panel(axes: Axes, plot: Part, panel: Part) -> None:
+def _panel(axes: Axes, plot: Drawn, panel: Drawn) -> None:
     less = plot["mode"] == "min"
     bottom, top = _limits(plot, panel)
     axes.set_ylim((top, bottom) if less else (bottom, top))  # better is higher up
@@ -73,7 +74,7 @@ def _panel(axes: Axes, plot: Part, panel: Part) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _limits(plot: Part, panel: Part) -> tuple[float, float]:
+def _limits(plot: Drawn, panel: Drawn) -> tuple[float, float]:
     """Return the ends of the metric's axis: what hasn't fallen apart, the baselines, and a little room."""
     shown = [point["y"] for point in panel["points"] if point["full"] and not point["collapsed"]]
     for part in plot["baselines"]:
@@ -86,12 +87,13 @@ def _limits(plot: Part, panel: Part) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _scale(axes: Axes, panel: Part) -> None:
+def _scale(axes: Axes, panel: Drawn) -> None:
     """Set the scale and the ends of a field's axis; marks of a logarithmic one at 1, 2 and 5."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     if panel["choices"]:
-        axes.set_xticks(range(len(panel["choices"])), panel["choices"])
+        names = [textwrap.shorten(name, _WIDEST, placeholder=" ...") for name in panel["choices"]]
+        axes.set_xticks(range(len(names)), names)
         axes.set_xlim(-0.5, len(panel["choices"]) - 0.5)
         return
     xs = [float(point["x"]) for point in panel["points"]] or [1.0, 2.0]
@@ -108,21 +110,26 @@ def _scale(axes: Axes, panel: Part) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _recommended(axes: Axes, panel: Part) -> None:
+def _recommended(axes: Axes, panel: Drawn) -> None:
     best = panel["recommended"]
     if best is None:
         return
     if panel["interval"]:
         axes.axvspan(*panel["interval"], color=GREEN, alpha=0.14, linewidth=0, label="where the optimum lies (95 %)")
-    at = panel["choices"].index(short(best)) if panel["choices"] else best
+    at = panel["at"]
     axes.axvline(at, color=GREEN, linewidth=2, label="recommended")
     style: dict[str, Any] = {"ha": "center", "color": GREEN, "fontweight": "bold"}
     axes.annotate(
-        short(best), (at, 1), (0, 3), xycoords=axes.get_xaxis_transform(), textcoords="offset points", **style
+        textwrap.shorten(short(best), _WIDEST, placeholder=" ..."),
+        (at, 1),
+        (0, 3),
+        xycoords=axes.get_xaxis_transform(),
+        textcoords="offset points",
+        **style,
     )
 
 
-def _baselines(axes: Axes, plot: Part) -> None:
+def _baselines(axes: Axes, plot: Drawn) -> None:
     further = 0
     for part in plot["baselines"]:
         colour, style = _KNOWN.get(part["label"], _FURTHER[further % len(_FURTHER)])
@@ -132,7 +139,7 @@ def _baselines(axes: Axes, plot: Part) -> None:
             axes.axhspan(*part["interval"], color=colour, alpha=0.07, linewidth=0)
 
 
-def _curve(axes: Axes, panel: Part) -> None:
+def _curve(axes: Axes, panel: Drawn) -> None:
     curve = panel["curve"]
     if curve is None:
         return
@@ -149,7 +156,7 @@ def _curve(axes: Axes, panel: Part) -> None:
     axes.plot(curve["x"], curve["mean"], color=BLUE, linewidth=2, label=label)
 
 
-def _points(axes: Axes, panel: Part) -> None:
+def _points(axes: Axes, panel: Drawn) -> None:
     """Draw each trial; what fell apart, or ended early below what is shown, lies at the edge of the worse side."""
     worse, better = axes.get_ylim()
     edge = worse + 0.02 * (better - worse)
@@ -170,7 +177,7 @@ def _between(value: float, worse: float, better: float, edge: float) -> float:
     return value if min(worse, better) < value < max(worse, better) else edge
 
 
-def _beside(axes: Axes, panel: Part, points: Sequence[Part]) -> list[float]:
+def _beside(axes: Axes, panel: Drawn, points: Sequence[Drawn]) -> list[float]:
     """Return where points lie along their field, seeds of the same value a little apart."""
     seeds = sorted({point["seed"] for point in panel["points"]})
     low, high = axes.get_xlim()

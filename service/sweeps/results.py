@@ -21,7 +21,6 @@ Mask = NDArray[np.bool_]
 FAR = 10.0  # of seeds' standard deviations, or of margins
 _STRETCH = 2.0  # of the distance between the best configuration and SGD
 _MOST_RUNGS = 6
-_MOST_EARLY = 120  # early results of trials that went on; what they tell is how early and late are related
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,13 @@ class Measured:
         seed: What it was trained with.
         state: "SUCCEEDED", "STOPPED", "FAILED", ...
         reason: Why, for those that failed.
-        curve: Its evaluations: (epoch, metric), in their order.
+        curve: Its evaluations: (epoch, metric), in their order; NaN where the metric was no number.
         full: Whether it was trained to its end.
-        seconds: How long it took.
+        seconds: What it took in worker-seconds: those of all its workers together.
         gradients: How many gradients of a whole batch it took.
+        diverged: Whether it failed since its loss was no number any more, which is a result: it has fallen apart.
+        changes: What it was trained with, where that changed on its way: (epoch, values) for the values from that epoch
+            on, in order. Before a state that it took over, those are of the trial that had come to it.
     """
 
     number: int
@@ -53,19 +55,31 @@ class Measured:
     full: bool
     seconds: float
     gradients: int
+    diverged: bool = False
+    changes: tuple[tuple[float, Mapping[str, JsonValue]], ...] = ()
 
     @property
     def usable(self) -> bool:
-        """Whether it says something of its values: it measured something, and didn't fail."""
-        return bool(self.curve) and self.state != "FAILED"
+        """Whether it says something of its values: it diverged, or it measured something and didn't fail."""
+        return self.diverged or (bool(self.curve) and self.state != "FAILED")
+
+    @property
+    def final(self) -> bool:
+        """Whether its result is one of a full run: it was trained to its end, or what it had come to is no number."""
+        return self.full or self.diverged or (bool(self.curve) and not math.isfinite(self.curve[-1][1]))
 
     @property
     def result(self) -> float:
         """The metric of its last evaluation; NaN where it is not finite."""
-        return self.at(self.curve[-1][0])
+        return self.at(math.inf)
 
     def at(self, epoch: float) -> float:
-        """Return the metric of its last evaluation up to ``epoch``; NaN where that is not finite, or there is none."""
+        """Return the metric of its last evaluation up to ``epoch``; NaN where that is not finite, or there is none.
+
+        After the last one of a trial that diverged it is NaN.
+        """
+        if self.diverged and (not self.curve or epoch > self.curve[-1][0] + 1e-6):
+            return math.nan
         last = next((value for when, value in reversed(self.curve) if when <= epoch + 1e-6), math.nan)
         return last if math.isfinite(last) else math.nan
 
@@ -111,7 +125,7 @@ def yardstick(full: Sequence[Measured], sgd: Sequence[Measured], *, sign: int, m
     0.008, SGD reaches 0.904: the floor is 0.844; above it lies all up to rho 0.18, below it all from 0.3 on.
 
     Args:
-        full: Trials of the space; one at least with a finite result.
+        full: Trials of the space whose results are final; one of them at least finite.
         sgd: Trials of the baseline SGD; may be empty.
         sign: 1 if more of the metric is better, else -1.
         margin: The sweep's, in units of the metric.
@@ -173,19 +187,16 @@ def observed(trials: Sequence[Measured], usual: Yardstick) -> Observed:
     """
     end = length_of(trials)
     ends = _rungs(trials, end)
-    known = {trial.number: usual.sign * trial.result for trial in trials if trial.full}
-    rows = [(trial, known[trial.number], 0.0, True) for trial in trials if trial.full]
+    known = {trial.number: usual.sign * trial.result for trial in trials if trial.final}
+    rows = [(trial, known[trial.number], 0.0, True) for trial in trials if trial.final]
     scale = 1.0
     for rung in sorted(set(ends.values()), reverse=True):
-        reached = [trial for trial in trials if ends.get(trial.number, end) >= rung and trial.curve[0][0] <= rung]
+        reached = [trial for trial in trials if ends.get(trial.number, end) >= rung and _was_at(trial, rung)]
         there = {trial.number: usual.sign * trial.at(rung) for trial in reached}
         shift, scale = _matching(there, known, usual.floor, scale)
         known = {number: shift + scale * value for number, value in there.items()}
-        going_on = [trial for trial in reached if ends.get(trial.number) != rung]
-        kept = going_on[:: max(1, math.ceil(len(going_on) * len(set(ends.values())) / _MOST_EARLY))]
-        ended = [trial for trial in reached if ends.get(trial.number) == rung]
         length = math.log(rung / end)
-        rows += [(trial, known[trial.number], length, trial in ended) for trial in ended + kept]
+        rows += [(trial, known[trial.number], length, ends.get(trial.number) == rung) for trial in reached]
     goodness = np.array([row[1] for row in rows])
     return Observed(
         trials=[row[0] for row in rows],
@@ -196,14 +207,19 @@ def observed(trials: Sequence[Measured], usual: Yardstick) -> Observed:
     )
 
 
+def _was_at(trial: Measured, rung: float) -> bool:
+    """Whether a trial was evaluated at a rung, or before it, and went on until there."""
+    return bool(trial.curve) and trial.curve[0][0] <= rung and not (trial.final and trial.curve[-1][0] < rung)
+
+
 def length_of(trials: Iterable[Measured]) -> float:
     """Return the epoch at which full runs end."""
-    return float(np.median([trial.curve[-1][0] for trial in trials if trial.full]))
+    return float(np.median([trial.curve[-1][0] for trial in trials if trial.full and not trial.diverged]))
 
 
 def _rungs(trials: Iterable[Measured], end: float) -> dict[int, float]:
     """Return, by number, the epoch at which a stopped trial counts: its last one, or the nearest before of six."""
-    last = {trial.number: min(trial.curve[-1][0], end) for trial in trials if not trial.full}
+    last = {trial.number: min(trial.curve[-1][0], end) for trial in trials if not trial.final}
     epochs = sorted(set(last.values()))
     few = {epochs[round(share)] for share in np.linspace(0, len(epochs) - 1, _MOST_RUNGS)} if epochs else set()
     return {number: max(epoch for epoch in few if epoch <= own) for number, own in last.items()}

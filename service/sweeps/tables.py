@@ -15,12 +15,13 @@ from .optimum import Group, Optimum
 from .results import Array, Measured, Yardstick, by_configuration
 from .space import key_of
 
-Part = dict[str, Any]
+Row = dict[str, Any]  # an object of a report's JSON
+SECONDS = "worker-seconds"  # of all workers of a run together
 _CLEAR = 2.0  # in log likelihood: how much a split must explain to be told
 _MORE = 3.0  # times the share before it: less than that may be another field's doing
 
 
-def told(sign: int, estimate: Estimate | None, mean: float) -> Part:
+def told(sign: int, estimate: Estimate | None, mean: float) -> Row:
     """Return mean and interval in units of the metric."""
     ends = None if estimate is None else sorted(sign * end for end in estimate.interval)
     return {"mean": number(sign * mean), "interval": ends}
@@ -31,9 +32,9 @@ def number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _group(trials: Sequence[Measured], usual: Yardstick | None, noise: float | None, freedom: float) -> Part:
+def _group(trials: Sequence[Measured], usual: Yardstick | None, noise: float | None, freedom: float) -> Row:
     """Return what full trials of one kind gave; the number of early and failed ones only, where none is full."""
-    full = [trial for trial in trials if trial.usable and trial.full]
+    full = [trial for trial in trials if trial.usable and trial.final]
     state = "full" if full else "early" if any(trial.usable for trial in trials) else "failed"
     if not full or usual is None:
         return {"mean": None, "interval": None, "n": 0, "collapsed": 0, "state": state}
@@ -44,62 +45,74 @@ def _group(trials: Sequence[Measured], usual: Yardstick | None, noise: float | N
 
 
 class Tables:
-    """Tables of one sweep's trials, with the noise that their intervals share."""
+    """Tables of one sweep's trials, with the noise that their intervals share.
 
-    def __init__(self, group: Group, optimum: Optimum | None) -> None:
-        self._group, self._usual, self._optimum = group, group.usual, optimum
+    Args:
+        group: The trials.
+        optimum: What was found on them, if anything.
+        recommended: Trials that tell what the recommended configuration costs.
+    """
+
+    def __init__(self, group: Group, optimum: Optimum | None, recommended: Sequence[Measured] = ()) -> None:
+        self._group, self._usual, self._recommended = group, group.usual, recommended
         self._noise = optimum.surface.noise if optimum else group.usual.noise if group.usual else None
         self._freedom = optimum.surface.freedom if optimum else group.usual.freedom if group.usual else 0.0
 
-    def of(self, trials: Sequence[Measured]) -> Part:
+    def of(self, trials: Sequence[Measured]) -> Row:
         """Return mean, interval and numbers of these trials."""
         return _group(trials, self._usual, self._noise, self._freedom)
 
-    def configurations(self) -> list[Part]:
+    def configurations(self) -> list[Row]:
         """Return one row for each configuration, by number."""
         groups = by_configuration(self._group.trials)
         return [
             {
                 "configuration": index,
-                "values": dict(groups[index][0].values),
+                "values": _common(groups[index]),
                 **self.of(groups[index]),
-                "results": [number(trial.result) for trial in groups[index] if trial.usable and trial.full],
+                "results": [number(trial.result) for trial in groups[index] if trial.usable and trial.final],
             }
             for index in sorted(groups)
         ]
 
-    def values(self, axes: Iterable[Axis]) -> dict[str, list[Part]]:
+    def values(self, axes: Iterable[Axis]) -> dict[str, list[Row]]:
         """Return one row for each tried value of each field, in their order."""
         trials = [trial for trial in self._group.trials if trial.baseline is None]
-        found: dict[str, list[Part]] = {}
+        found: dict[str, list[Row]] = {}
         for axis in axes:
             groups = split_by(axis, trials)
             found[axis.path] = [{"value": value, **self.of(group)} for value, group in groups]
         return found
 
-    def baselines(self) -> dict[str, Part]:
-        """Return one row for each baseline, by label."""
+    def baselines(self, methods: Mapping[str, Mapping[str, JsonValue]]) -> dict[str, Row]:
+        """Return one row for each baseline, by label, with the settings of its method, which are given by label."""
         return {
-            label: {**self.of(trials), **cost(trials), "results": [number(trial.result) for trial in trials]}
+            label: {
+                "method": methods.get(label, {}),
+                **self.of(trials),
+                **cost(trials),
+                "results": [number(trial.result) for trial in trials],
+            }
             for label, trials in self._group.baselines.items()
         }
 
-    def collapse(self, axes: Iterable[Axis]) -> dict[str, Part]:
+    def collapse(self, axes: Iterable[Axis]) -> dict[str, Row]:
         """Return, for each field of numbers, from or until which value full runs fall apart; nothing if none did."""
-        full = [trial for trial in self._group.space if trial.full]
+        full = [trial for trial in self._group.space if trial.final]
         if self._usual is None or not full:
             return {}
         fell = self._usual.good(full) <= self._usual.floor
         fallen = {trial.number: bool(down) for trial, down in zip(full, fell, strict=True)}
         return {axis.path: _collapse_along(axis, full, fallen) for axis in axes if fell.any() and not axis.choice}
 
-    def cost(self) -> Part:
+    def cost(self) -> Row:
         """Return what one run of each kind costs, and what all did."""
         sgd = cost(self._group.baselines.get("sgd", []))
-        kinds = {"recommended": self._optimum.nearest()} if self._optimum else {}
+        kinds = {"recommended": self._recommended} if self._recommended else {}
         kinds |= self._group.baselines
         rows = {name: cost(trials) for name, trials in kinds.items()}
         return {
+            "unit": SECONDS,
             "trial": {
                 name: row | {"to_sgd": _ratio(row, sgd, "seconds"), "gradients_to_sgd": _ratio(row, sgd, "gradients")}
                 for name, row in rows.items()
@@ -109,8 +122,13 @@ class Tables:
         }
 
 
-def _ratio(row: Part, other: Part, name: str) -> float | None:
+def _ratio(row: Row, other: Row, name: str) -> float | None:
     return row[name] / other[name] if row[name] is not None and other[name] else None
+
+
+def _common(trials: Sequence[Measured]) -> Row:
+    """Return the values that all of these have: none, where population based training has changed them."""
+    return dict(trials[0].values) if all(trial.values == trials[0].values for trial in trials) else {}
 
 
 def split_by(axis: Axis, trials: Iterable[Measured]) -> list[tuple[JsonValue, list[Measured]]]:
@@ -122,8 +140,8 @@ def split_by(axis: Axis, trials: Iterable[Measured]) -> list[tuple[JsonValue, li
     return sorted(groups.values(), key=lambda pair: axis.place(pair[0]))
 
 
-def cost(trials: Sequence[Measured]) -> Part:
-    """Return mean seconds and gradients of one trial."""
+def cost(trials: Sequence[Measured]) -> Row:
+    """Return mean worker-seconds and gradients of one trial."""
     if not trials:
         return {"seconds": None, "gradients": None}
     return {
@@ -132,7 +150,7 @@ def cost(trials: Sequence[Measured]) -> Part:
     }
 
 
-def _collapse_along(axis: Axis, trials: Sequence[Measured], fallen: Mapping[int, bool]) -> Part:
+def _collapse_along(axis: Axis, trials: Sequence[Measured], fallen: Mapping[int, bool]) -> Row:
     groups = [(value, [fallen[trial.number] for trial in some]) for value, some in split_by(axis, trials)]
     counts = np.array([[sum(some), len(some)] for _, some in groups], dtype=float)
     upwards, downwards = _onset(counts), _onset(counts[::-1])

@@ -27,16 +27,22 @@ def method_of(base: Mapping[str, JsonValue], values: Mapping[str, JsonValue]) ->
 
 
 def settings(values: Mapping[str, JsonValue]) -> str:
-    """Return values in words: "rho 0.09, lr 0.05"."""
-    shown = {path: value for path, value in values.items() if path not in ("method", "method.name")}
+    """Return values in words: "rho 0.09, lr 0.05"; of a method that was searched as a whole, all but its name."""
+    method = values.get("method")
+    own = {name: value for name, value in method.items() if name != "name"} if isinstance(method, Mapping) else {}
+    shown = own | {path: value for path, value in values.items() if path not in ("method", "method.name")}
     return ", ".join(f"{path.rpartition('.')[2]} {short(value)}" for path, value in shown.items())
 
 
 def short(value: JsonValue) -> str:
-    """Return a value with as many digits as one reads."""
-    if isinstance(value, Mapping) and "name" in value:
-        return str(value["name"])
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    """Return a value with as many digits as one reads, and an object by its name: "sam (rho 0.2)"."""
+    if isinstance(value, Mapping):
+        name, rest = value.get("name"), [f"{key} {short(one)}" for key, one in value.items() if key != "name"]
+        inner = f"({', '.join(rest)})" if rest else ""
+        return " ".join(filter(None, (str(name) if name else "", inner))) or "nothing"
+    if isinstance(value, list):
+        return f"[{', '.join(map(short, value))}]"
+    return f"{value:.3g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
 def amount(metric: str, value: float, *, signed: bool = False) -> str:
@@ -50,8 +56,13 @@ def is_share(metric: str) -> bool:
     return "accuracy" in metric
 
 
+def at(name: str, values: Mapping[str, JsonValue]) -> str:
+    """Return a method with its settings: "SAM at rho 0.05"."""
+    return f"{name} at {settings(values)}" if settings(values) else name
+
+
 def verdict(
-    what: str, label: str, lead: Estimate, *, metric: str, margin: float, seeds: int, sign: int
+    what: str, label: str, lead: Estimate, *, shown: str, metric: str, margin: float, seeds: int, sign: int
 ) -> dict[str, Any]:
     """Return how the recommended configuration compares with a baseline.
 
@@ -59,12 +70,13 @@ def verdict(
         what: The recommended configuration, "SAMPa at rho 0.09".
         label: The baseline's.
         lead: By how much it is better, in goodness.
+        shown: The baseline in words, "SAM at rho 0.05".
         metric: Its name.
         margin: By how much it must be better.
         seeds: How many trials of the baseline there are.
         sign: 1 if more of the metric is better, else -1.
     """
-    other, low, high = name_of(label), *lead.interval
+    other, low, high = shown, *lead.interval
     better, as_good = lead.above(margin), lead.above(-margin)
     unit = " points" if is_share(metric) else f" of {metric}"
     ends = sorted((sign * low, sign * high))
@@ -85,7 +97,9 @@ def verdict(
         sentence = f"it is not shown that {what} beats {other} here: {numbers}"
         sentence += "; it is not worse by more than that" if as_good >= SURE else "; more seeds would tell"
     if seeds == 1:
-        sentence += f". It rests on one seed of {other}, taken to vary as the trials do; three or more would show it"
+        sentence += (
+            f". It rests on one seed of {name_of(label)}, taken to vary as the trials do; three or more would show it"
+        )
     return {
         "probability": better,
         "difference": sign * lead.mean,
@@ -102,13 +116,13 @@ def fallen_apart(report: Mapping[str, Any]) -> str | None:
     fallen, full = sum(row["collapsed"] for row in rows), sum(row["n"] for row in rows)
     if not fallen:
         return None
-    places = []
-    for path, field in report["collapse"].items():
+    places, along = [], report["collapse"]
+    for path, field in along.items():
         name = path.rpartition(".")[2]
         places += [f"from {name} {short(field['from'])} on"] if field["from"] is not None else []
         places += [f"up to {name} {short(field['until'])}"] if field["until"] is not None else []
     most = "most of them " if fallen > 1 else ""
-    where = f", {most}{' and '.join(places)}" if places else ", at no particular value"
+    where = f", {most}{' and '.join(places)}" if places else ", at no particular value" if along else ""
     return f"{fallen} of {counted(full, 'full trial')} fell apart (worse than {report['floor']:.3g}){where}"
 
 

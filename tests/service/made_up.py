@@ -92,17 +92,40 @@ def digits():
     return made
 
 
-def halved(trials, *, grace, order=0, reduction=3):
-    """Return what successive halving, as trials arrive in some order, leaves of them: the lower ones end at a rung."""
+def flat(configurations, seeds, seed, *, mean=0.93, spread=0.008):
+    """Return a sweep in which nothing matters: all of it is as good as SGD, and early results are the late ones."""
+    stream = np.random.default_rng(seed)
+    made = [trial(i, mean + stream.normal(0, spread), baseline="sgd", seed=i) for i in range(3)]
+    for index in range(configurations):
+        values = {"method.rho": 0.01 * 50 ** (index / (configurations - 1))}
+        for number in range(seeds):
+            score = mean + stream.normal(0, spread)
+            curve = tuple((float(epoch), score) for epoch in (3, 9, 27, 30))
+            made.append(trial(len(made), 0.0, values=values, configuration=index, seed=number, curve=curve))
+    return made
+
+
+def halved(trials, *, grace, order=0, reduction=3, together=True):
+    """Return what successive halving, as configurations arrive in some order, leaves of them.
+
+    The lower ones end at a rung: by the mean of their seeds, or, if not ``together``, each trial for itself.
+    """
     rungs = [grace * reduction**i for i in range(5) if grace * reduction**i < 30]
-    seen = {rung: [] for rung in rungs}
-    return [_ended(trials[index], seen, reduction) for index in np.random.default_rng(order).permutation(len(trials))]
+    seen, groups = {rung: [] for rung in rungs}, {}
+    for one in trials:
+        own = one.number if one.baseline or not together else f"configuration {one.configuration}"
+        groups.setdefault(own, []).append(one)
+    groups = [*groups.values()]
+    arriving = [groups[index] for index in np.random.default_rng(order).permutation(len(groups))]
+    return [one for group in arriving for one in _ended(group, seen, reduction)]
 
 
-def _ended(one, seen, reduction):
-    for rung, scores in seen.items() if one.baseline is None else ():
-        scores.append(one.at(rung))
+def _ended(group, seen, reduction):
+    for rung, scores in seen.items() if group[0].baseline is None else ():
+        scores.append(float(np.mean([one.at(rung) for one in group])))
         if scores[-1] < np.quantile(scores, 1 - 1 / reduction):
-            curve = tuple(point for point in one.curve if point[0] <= rung)
-            return replace(one, curve=curve, full=False, state="STOPPED")
-    return one
+            curves = [tuple(point for point in one.curve if point[0] <= rung) for one in group]
+            return [
+                replace(one, curve=curve, full=False, state="STOPPED") for one, curve in zip(group, curves, strict=True)
+            ]
+    return group

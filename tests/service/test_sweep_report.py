@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sampa.service.sweeps.report import report
+from sampa.service.sweeps.axes import axes_of
+from sampa.service.sweeps.optimum import advantages, grouped, optimum_of
+from sampa.service.sweeps.report import report, without
+from sampa.service.sweeps.smoother import Results
 
-from .made_up import baselines, digits, digits_like, halved, planted, trial, two_fields
+from .made_up import baselines, digits, digits_like, flat, halved, planted, trial, two_fields
 from .sweeps import sweep_of
 
-SPEC = sweep_of(search="grid", trials=16, seeds=3)
+SPEC = sweep_of(search="grid", trials=16, seeds=3, baselines=["sgd", {"name": "sam", "rho": 0.1}])
 ONE = sweep_of(trials=40, baselines=[])
 RHO_AND_OPTIMIZER = {"method.rho": {"loguniform": [0.01, 0.5]}, "optimizer.name": {"choice": ["sgd", "adamw"]}}
 
@@ -68,6 +71,7 @@ class TestDigits:
         low, high = ends_of(report(SPEC, digits()))
         assert ends_of(stopped)[0] < high
         assert ends_of(stopped)[1] > low
+        assert stopped["advantage"]["sgd"]["worth_it"], "3.4 points are far more than luck"
 
     def test_that_early_epochs_mislead_is_said(self):
         found = report(SPEC, halved(digits(), grace=3))
@@ -115,6 +119,15 @@ class TestNoFalseCertainty:
         found = [report(spec, trials)["advantage"]["sgd"] for trials in flat]
         assert sum(one["probability"] >= 0.95 for one in found) <= most
         assert not any(one["worth_it"] for one in found if seeds == 1)
+
+    @pytest.mark.parametrize(("trials", "seeds", "together"), [(48, 1, True), (16, 3, True), (16, 3, False)])
+    def test_nor_where_others_were_stopped_early_and_the_lucky_ones_went_on(self, trials, seeds, together):
+        spec = sweep_of(search="grid", trials=trials, seeds=seeds)
+        stopped = [halved(flat(trials, seeds, seed), grace=3, order=seed, together=together) for seed in range(6)]
+        found = [grouped(spec, some) for some in stopped]
+        leads = [advantages(optimum_of(spec, group), group.baselines)["sgd"] for group in found]
+        assert sum(lead.above(spec.margin) >= 0.95 for lead in leads) <= 1
+        assert np.mean([lead.mean for lead in leads]) < 0.004, "0.003 without early stops"
 
     def test_one_seed_of_sgd_is_said(self):
         found = report(SPEC, digits_like(1))
@@ -192,6 +205,37 @@ def test_whole_numbers_and_listed_ones_are_recommended_as_they_are():
     assert isinstance(values["epochs"], int)
 
 
+def method_of(number):
+    return ["sampa", "sgd", {"name": "sam", "rho": 0.2}, {"name": "sam", "rho": 0.1}][number]
+
+
+def test_whole_objects_are_recommended_and_told_by_their_settings():
+    space = {"method": {"choice": [method_of(number) for number in range(4)]}}
+    trials = [
+        trial(2 * i + seed, 0.9 + 0.01 * i + 0.001 * seed, values={"method": method_of(i)}, configuration=i, seed=seed)
+        for i in range(4)
+        for seed in range(2)
+    ]
+    trials += [trial(8 + seed, 0.8 + 0.001 * seed, baseline="sgd", seed=seed) for seed in range(2)]
+    found = report(sweep_of(space=space, trials=4, seeds=2, baselines=["sgd"]), trials)
+    assert found["recommended"]["values"] == {"method": {"name": "sam", "rho": 0.1}}
+    assert found["verdict"].startswith("SAM at rho 0.1 beats SGD here: +")
+    assert [row["value"] for row in found["values"]["method"]] == [method_of(number) for number in range(4)]
+    (panel,) = found["plot"]["panels"]
+    assert panel["choices"] == ["sampa", "sgd", "sam (rho 0.2)", "sam (rho 0.1)"]
+    assert (panel["at"], [point["x"] for point in panel["points"]]) == (3, [0, 0, 1, 1, 2, 2, 3, 3])
+
+
+@pytest.mark.parametrize(
+    ("space", "value"),
+    [({"optimizer.name": {"choice": ["sgd", "adamw"]}}, "adam"), ({"batch_size": {"choice": [32, 64]}}, "many")],
+)
+def test_a_value_that_the_space_does_not_have_is_refused(space, value):
+    (axis,) = axes_of(sweep_of(space=space, search="random", trials=2).space)
+    with pytest.raises(ValueError, match=f"'{value}' is no"):
+        axis.place(value)
+
+
 def test_the_same_trials_in_any_order_give_the_same_report():
     trials = halved(digits(), grace=9)
     assert report(SPEC, trials) == report(SPEC, trials[::-1])
@@ -204,6 +248,104 @@ def test_runs_that_became_infinite_have_fallen_apart():
     assert 0.08 < rho_of(found) < 0.15
     assert found["collapse"]["method.rho"]["share"] == 1
     assert found["configurations"][-1]["results"] == [None, None, None]
+
+
+class TestDivergence:
+    """Runs whose loss is no number any more have fallen apart, however they ended."""
+
+    def test_of_most_seeds_of_a_large_rho_keeps_it_from_being_recommended(self):
+        trials = digits_like(fall=0.0, rise=-0.0065)  # those that are left are the better the larger
+        gone = {"state": "FAILED", "reason": "the loss is not finite", "curve": (), "full": False, "diverged": True}
+        trials = [
+            replace(one, **gone) if one.values.get("method.rho", 0) > 0.15 and one.seed else one for one in trials
+        ]
+        found = report(SPEC, trials)
+        assert rho_of(found) < 0.15
+        fell = "10 of 48 full trials fell apart"
+        assert found["collapse"]["sentence"].startswith(fell)
+        assert found["collapse"]["method.rho"]["from"] == pytest.approx(0.1762)
+        assert found["trials"]["full"] == 54
+        assert len(found["trials"]["failed"]) == 10
+
+    @pytest.mark.parametrize("full", [True, False])
+    def test_in_the_last_evaluation_is_not_what_was_before(self, full):
+        curve = ((9.0, 0.99), (18.0, math.nan))
+        trials = [
+            replace(one, curve=curve, full=full) if one.values.get("method.rho", 0) > 0.15 else one
+            for one in digits_like(fall=0.0)
+        ]
+        found = report(SPEC, trials)
+        assert rho_of(found) < 0.16
+        assert found["collapse"]["method.rho"]["share"] == 1
+        assert found["collapse"]["sentence"].startswith("15 of 48 full trials fell apart")
+
+    def test_before_the_epoch_where_others_were_stopped_counts_once(self):
+        trials = halved(digits_like(fall=0.0), grace=9)
+        gone = {"state": "FAILED", "curve": ((3.0, 0.5),), "full": False, "diverged": True}
+        trials = [replace(one, **gone) if one.values.get("method.rho", 0) > 0.2 else one for one in trials]
+        assert report(SPEC, trials)["collapse"]["sentence"].startswith("12 of ")
+
+
+class TestPopulation:
+    SPEC = sweep_of(trials=8, scheduler={"name": "pbt", "every_epochs": 3})
+
+    def trials(self):
+        stream = np.random.default_rng(0)
+        rhos = [0.02 * (1 + number) for number in range(8)]
+        found = [trial(2 + i, 0.9 + 0.01 * i, values={"method.rho": rho}) for i, rho in enumerate(rhos)]
+        history = ((0.0, {"method.rho": 0.02}), (10.0, {"method.rho": 0.08}), (20.0, {"method.rho": 0.16}))
+        return [*baselines(stream, 1, sgd=0.8, sam=0.8), *found[:-1], replace(found[-1], changes=history)]
+
+    def test_has_the_best_trials_schedule_and_no_claim(self):
+        found = report(self.SPEC, self.trials())
+        assert [row["epoch"] for row in found["schedule"]] == [0, 10, 20]
+        assert found["schedule"][1]["values"] == {"method.rho": 0.08}
+        assert found["recommended"]["values"] == {"method.rho": 0.16}
+        assert (found["recommended"]["interval"], found["recommended"]["intervals"]) == (None, {})
+        assert (found["advantage"], found["curve"], found["values"]) == ({}, {}, {})
+        assert "trial 9 is the best of the population, with accuracy 0.97 at its end" in found["verdict"]
+        assert "worth it" not in found["verdict"]
+        assert any("no probability and no comparison" in note for note in found["notes"])
+        assert any("promoted jobs are trained with its last values" in note for note in found["notes"])
+
+    def test_whose_best_never_changed_has_a_schedule_of_one_row(self):
+        found = report(self.SPEC, [replace(one, changes=()) for one in self.trials()])
+        assert found["schedule"] == [{"epoch": 0.0, "values": {"method.rho": 0.16}}]
+
+
+class TestBaselines:
+    def test_are_told_with_their_settings(self):
+        found = report(SPEC, digits())
+        assert found["baselines"]["sam"]["method"]["rho"] == 0.1
+        assert "SAM at rho 0.1 here: " in found["advantage"]["sam"]["verdict"]
+        assert "SGD here: " in found["advantage"]["sgd"]["verdict"]
+
+    def test_at_a_default_where_the_sweep_searched_are_said_to_be(self):
+        found = report(sweep_of(search="grid", trials=16, seeds=3), digits())
+        assert "SAM at rho 0.05 here: " in found["advantage"]["sam"]["verdict"]
+        (note,) = found["notes"]
+        assert note.startswith("sam was trained at its default rho 0.05, while method.rho was searched")
+
+
+def test_a_cost_names_its_unit():
+    assert report(SPEC, digits())["cost"]["unit"] == "worker-seconds"
+
+
+def test_without_an_answer_it_has_the_same_fields_and_says_why():
+    found, full = without(SPEC, digits(), "the report could not be made"), report(SPEC, digits())
+    assert found.keys() == full.keys()
+    assert found["trials"] == full["trials"] | {"early": 0}
+    assert found["verdict"] == "nothing can be recommended: the report could not be made"
+    json.dumps(found, allow_nan=False)
+
+
+def test_of_many_trials_the_surface_is_fitted_to_evenly_spaced_ones():
+    values = np.arange(4000.0)
+    owners = np.repeat(np.arange(2000), 2)
+    some = Results(values[:, None], values, values, owners, shared=True).some(1000)
+    assert len(some.owners) == 1000
+    assert (some.owners[::2] == some.owners[1::2]).all(), "all results of each"
+    assert some.some(1000) is some
 
 
 @settings(max_examples=40, deadline=None)
@@ -220,6 +362,7 @@ def test_whatever_the_trials_are_there_is_a_report(data):
             state=data.draw(st.sampled_from(["SUCCEEDED", "STOPPED", "FAILED", "CANCELLED"])),
             curve=tuple((epoch, data.draw(scores)) for epoch in epochs),
             full=bool(epochs) and data.draw(st.booleans()),
+            diverged=data.draw(st.booleans()),
         )
         trials.append(one)
     found = report(SPEC, trials)
