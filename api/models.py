@@ -198,7 +198,7 @@ class ListQuery(Query):
 class EventQuery(Query):
     """Which events."""
 
-    after: int = Field(0, ge=0, description="only events with a higher number")
+    after: int = Field(0, ge=0, lt=2**31, description="only events with a higher number")
     limit: Limit = 500
     kind: list[str] = Field([], description="only events of this kind; may be repeated")
     stream: bool = Field(False, description="true: server-sent events, like Accept: text/event-stream")
@@ -207,7 +207,7 @@ class EventQuery(Query):
 class MetricQuery(Query):
     """Which measurements."""
 
-    after: int = Field(0, ge=0, description="only events with a higher number")
+    after: int = Field(0, ge=0, lt=2**31, description="only events with a higher number")
     limit: Limit = 1000
 
 

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from ..service.specs import JobSpec, Name
 from ..service.states import State
 from ..service.store import Job, Sweep
+from ..service.sweeps.rules import MOST_TRIALS
 from ..service.sweeps.spec import Budget, SweepSpec
 from ..workers.plan import Count
 from ..workers.settings import Settings
@@ -95,7 +96,7 @@ class SweepQuery(ListQuery):
 class TrialQuery(Query):
     """Which trials."""
 
-    after: int = Field(-1, ge=-1, description="only trials with a higher number")
+    after: int = Field(-1, ge=-1, lt=2**31, description="only trials with a higher number")
     limit: Limit = 200
     state: list[State] = Field([], description="only those in this state; may be repeated")
 
@@ -103,7 +104,7 @@ class TrialQuery(Query):
 class Extend(Settings):
     """The new totals that an extension asks for, each at least what the sweep has."""
 
-    trials: Count | None = Field(None, description="number of configurations")
+    trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)] | None = Field(None, description="number of configurations")
     budget: Budget = Field(Budget(), description="where it starts no more trials; what is left out stays as it is")
 
     @model_validator(mode="after")

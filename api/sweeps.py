@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi import APIRouter, Body, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import ValidationError
 
@@ -59,6 +59,7 @@ from .sweep_models import (
 )
 
 router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], responses=EVERYWHERE)
+Number = Annotated[int, Path(ge=0, lt=2**31, description="of the trial in its sweep")]
 NO_SWEEP = documented("no-such-sweep")
 NO_TRIAL = documented("no-such-sweep", "no-such-trial")
 NO_REPORT = documented("no-such-sweep", "no-report-yet", "no-storage")
@@ -265,7 +266,7 @@ def trials(request: Request, sweep_id: str, query: Annotated[TrialQuery, Query()
     summary="Show a trial",
     responses={**UNCHANGED, **NO_TRIAL},
 )
-def trial(request: Request, sweep_id: str, number: int, known: Known = None) -> Response:
+def trial(request: Request, sweep_id: str, number: Number, known: Known = None) -> Response:
     """Return a trial with its past. By its id, it also has all that a job has to be read, under ``/v1/jobs``."""
     store = store_of(request)
     found = store.sweeps.trial(sweep_id, number)
@@ -285,7 +286,7 @@ def _whole_trial(store: Store, found: Job) -> WholeTrialAnswer:
 def trial_events(
     request: Request,
     sweep_id: str,
-    number: int,
+    number: Number,
     query: Events,
     accept: Accept = "*/*",
     last_event_id: LastEvent = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -28,6 +30,8 @@ UNSEARCHABLE = {
     "max_restarts": "it changes nothing that is measured",
 }
 _MOST_COMBINATIONS = 5000  # 25 microseconds each
+_DRAWN = 50  # combinations of all fields, besides those
+_PATH = re.compile(r"[^./]{1,100}(\.[^./]{1,100}){0,9}")
 _KINDS = get_args(core_schema.ErrorType)
 
 
@@ -107,7 +111,8 @@ def moved(error: Mapping[str, Any], *loc: str | int) -> InitErrorDetails:
 def refusals(name: str, base: Mapping[str, JsonValue], space: Mapping[str, Domain]) -> list[InitErrorDetails]:
     """Return what is wrong with ``base`` and ``space``, at most one fault for each searched field.
 
-    Each sample of a field is tried with the first of every other field, then each pair of listed values.
+    Each sample of a field is tried with the first of every other field, then each pair of listed values, and some
+    combinations as a search may draw them.
     """
     found = [fault for path, domain in space.items() for fault in _meaningless(path, domain, space)]
     return found or _Trying(name, base, space).refusals()
@@ -115,6 +120,10 @@ def refusals(name: str, base: Mapping[str, JsonValue], space: Mapping[str, Domai
 
 def _meaningless(path: str, domain: Domain, space: Mapping[str, Domain]) -> Iterator[InitErrorDetails]:
     """Yield why the field can't be searched at all."""
+    if not _PATH.fullmatch(path) or not path.isprintable():
+        at = f"space/{path}" if path.isprintable() and "/" not in path else "space"
+        yield refused(at, f"{show(path)} in space is no field's path: give names with dots in between, as method.rho")
+        return
     above, *_ = path.split(".")
     if above in UNSEARCHABLE:
         yield refused(f"space/{path}", f"{path} can't be searched: {UNSEARCHABLE[above]}")
@@ -146,7 +155,8 @@ class _Trying:
         in_base: list[InitErrorDetails] = []
         by_field: dict[str, InitErrorDetails] = {}
         for fault in at_first:
-            if path := self._to_blame(fault):
+            path = self._to_blame(fault)
+            if path is not None:
                 by_field.setdefault(path, self._of_value({path: self._firsts[path]}, fault))
             else:
                 in_base.append(_of_base(fault))
@@ -155,7 +165,7 @@ class _Trying:
                 new = [fault for fault in self._faults({path: value}) if fault.key not in known]
                 if new and path not in by_field:
                     by_field[path] = self._of_value({path: value}, new[0])
-        return [*in_base, *by_field.values()] or list(self._pairs())
+        return [*in_base, *by_field.values()] or list(self._pairs()) or list(self._drawn())
 
     def _faults(self, values: Values) -> list[Fault]:
         """Return what is wrong with the job of ``values`` and the first value of every other field."""
@@ -187,6 +197,21 @@ class _Trying:
                 for fault in self._faults({one: value, other: second}):
                     yield self._of_value({one: value, other: second}, fault)
                     return
+
+    def _drawn(self) -> Iterator[InitErrorDetails]:
+        """Yield the first contradiction among combinations that are drawn, of as few fields as it takes."""
+        drawn = random.Random(0)
+        for _ in range(_DRAWN if len(self._space) > 1 else 0):
+            values = {path: domain.draw(drawn.random()) for path, domain in self._space.items()}
+            if found := self._faults(values):
+                key = found[0].key
+                for path in self._space:
+                    fewer = {other: value for other, value in values.items() if other != path}
+                    if fewer and key in {fault.key for fault in self._faults(fewer)}:
+                        values = fewer
+                fault = next(fault for fault in self._faults(values) if fault.key == key)
+                yield self._of_value(values, fault)
+                return
 
     def _of_value(self, values: Values, fault: Fault) -> InitErrorDetails:
         """Return the fault as one of the searched fields, whose ``values`` led to it."""
@@ -222,11 +247,14 @@ class _Trying:
 
 def _in_params(fault: Fault) -> Fault:
     """Return what exactly is wrong with a parameter of a built-in task, of which a job says only the first words."""
-    task = BUILT_IN.get(str(fault.error["input"].get("entrypoint"))) if fault.path[:2] == ("task", "params") else None
+    given = fault.error["input"]
+    if fault.path[:2] != ("task", "params") or not isinstance(given, Mapping):
+        return fault
+    task = BUILT_IN.get(str(given.get("entrypoint")))
     if task is None:
         return fault
     try:
-        task.Params.model_validate(fault.error["input"].get("params"))
+        task.Params.model_validate(given.get("params"))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         siblings = find(task.Params, first["loc"]).siblings

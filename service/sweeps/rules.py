@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 Found = Iterator[tuple[str, str]]
 _CHANGEABLE = ("label_smoothing", "clip_norm")  # besides those of method and optimizer
-_MOST_CONFIGURATIONS = 10_000
+MOST_TRIALS = 10_000  # all of which a runner that begins again reads
+_OF_WIDTH = ("method", "method.name", "pairs", "shards")  # fields which decide how many workers are of use
+_OF_EVALUATIONS = ("step", "epoch", "split")  # what an evaluation says of itself, besides its measures
 
 
 def contradictions(spec: SweepSpec, example: JobSpec) -> Found:
@@ -25,6 +27,8 @@ def contradictions(spec: SweepSpec, example: JobSpec) -> Found:
     if example.seed + spec.seeds > 2**31:
         yield "base/seed", f"seed {example.seed} leaves no room for {spec.seeds} seeds; lower base.seed"
     yield from _of_metric(spec, example)
+    yield from _of_workers(spec)
+    yield from _of_total(spec)
     yield from _of_grid(spec) if spec.search == "grid" else _of_sampling(spec)
     if not isinstance(spec.scheduler, NoScheduler):
         yield from _of_scheduler(spec, example)
@@ -32,6 +36,9 @@ def contradictions(spec: SweepSpec, example: JobSpec) -> Found:
 
 def _of_metric(spec: SweepSpec, example: JobSpec) -> Found:
     task = example.task
+    if spec.metric in _OF_EVALUATIONS:
+        yield "metric", f"metric {spec.metric} says when something was measured, not what; name a measure of the task"
+        return
     if task.entrypoint not in BUILT_IN or "task.entrypoint" in spec.space:
         return
     known = ("loss",) if task.params.get("regression") else ("accuracy", "loss")
@@ -43,6 +50,27 @@ def _of_metric(spec: SweepSpec, example: JobSpec) -> Found:
         )
 
 
+def _of_workers(spec: SweepSpec) -> Found:
+    """Yield that the workers of all trials together are too few for one that comes first in the sweep's checks."""
+    if spec.workers is None:
+        return
+    widths = [path for path in _OF_WIDTH if path in spec.space]
+    least = max(job.workers.min for job in spec.examples(widths))
+    if spec.workers < least:
+        message = (
+            f"workers {spec.workers} is fewer than a trial waits for, {least}; raise it, or lower base.workers.min"
+        )
+        yield "workers", message
+
+
+def _of_total(spec: SweepSpec) -> Found:
+    total, configurations = spec.trial_count, spec.configurations
+    if total > MOST_TRIALS >= configurations:
+        each = f"{configurations} configurations and {len(spec.baselines)} baselines, each with {spec.seeds} seeds"
+        field = "seeds" if spec.seeds > 1 else "trials"
+        yield field, f"{each}, are {total} trials, but at most {MOST_TRIALS} can be trained; lower trials or seeds"
+
+
 def _of_grid(spec: SweepSpec) -> Found:
     ranges = [path for path, domain in spec.space.items() if domain.ends]
     listed = math.prod(len(domain.listed) for domain in spec.space.values() if domain.listed)
@@ -51,8 +79,8 @@ def _of_grid(spec: SweepSpec) -> Found:
         yield f"space/{ranges[1]}", message
     elif ranges:
         yield from _of_cut(spec, ranges[0], listed)
-    elif listed > _MOST_CONFIGURATIONS:
-        yield "space", f"the grid of this space has {listed} points, but at most {_MOST_CONFIGURATIONS} can be trained"
+    elif listed > MOST_TRIALS:
+        yield "space", f"the grid of this space has {listed} points, but at most {MOST_TRIALS} can be trained"
     elif spec.trials not in (None, listed):
         yield "trials", f"the grid has {listed} points, but trials is {spec.trials}; leave trials out"
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ...workers.settings import Settings
+from .storable import no_bool
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(no_bool)]
 
 
 class NoScheduler(Settings):
@@ -27,7 +27,7 @@ class Stopping(Settings):
 
     def grace(self, every_epochs: int) -> int:
         """Return the epochs before which no trial is ended, where one is evaluated every so many epochs."""
-        return math.ceil(self.grace_epochs / every_epochs) * every_epochs
+        return -(-self.grace_epochs // every_epochs) * every_epochs
 
 
 class Asha(Stopping):
@@ -40,7 +40,7 @@ class Asha(Stopping):
     """
 
     name: Literal["asha"] = Field("asha", description="asynchronous successive halving")
-    reduction: Annotated[int, Field(ge=2)] = Field(3, description="at each rung, the best one of so many goes on")
+    reduction: Annotated[Count, Field(ge=2)] = Field(3, description="at each rung, the best one of so many goes on")
 
 
 class Median(Stopping):

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from ...workers.methods import METHODS
 from ...workers.settings import Settings
 from ..fields import show
+from .storable import MOST, no_bool
 
 Values = dict[str, JsonValue]  # by field path, "method.rho"
 RANGES = ("uniform", "loguniform", "integer")
@@ -24,18 +25,21 @@ _GOLDEN = (math.sqrt(5) - 1) / 2  # a share of a range at which no whole number 
 
 
 def _number_of(value: JsonValue) -> JsonValue:
-    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+    number = float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else math.inf
+    return number if math.isfinite(number) else value
 
 
 Listed = Annotated[JsonValue, BeforeValidator(_number_of)]
+Real = Annotated[float, BeforeValidator(no_bool)]
+Whole = Annotated[int, Field(ge=-MOST, le=MOST), BeforeValidator(no_bool)]
 
 
 class Domain(Settings):
     """The values of one field: exactly one of these."""
 
-    uniform: tuple[float, float] | None = Field(None, description="from the first to the second, evenly")
-    loguniform: tuple[float, float] | None = Field(None, description="from the first to the second, evenly on a log")
-    integer: tuple[int, int] | None = Field(None, description="whole numbers, both ends included")
+    uniform: tuple[Real, Real] | None = Field(None, description="from the first to the second, evenly")
+    loguniform: tuple[Real, Real] | None = Field(None, description="from the first to the second, evenly on a log")
+    integer: tuple[Whole, Whole] | None = Field(None, description="whole numbers, both ends included")
     choice: Annotated[list[Listed], Field(max_length=MOST_VALUES)] | None = Field(None, description="one of these")
     grid: Annotated[list[Listed], Field(max_length=MOST_VALUES)] | None = Field(None, description="each of these")
 
@@ -103,7 +107,13 @@ class Domain(Settings):
     def _at(self, share: float) -> float:
         """Return what lies at ``share``, in [0, 1], of a range on its scale."""
         low, high = self._range
-        return low * (high / low) ** share if self.loguniform else low + (high - low) * share
+        return low ** (1 - share) * high**share if self.loguniform else low + (high - low) * share
+
+    def draw(self, share: float) -> JsonValue:
+        """Return the value at ``share``, in [0, 1), of the range or of the list."""
+        if not self.ends:
+            return self.listed[int(share * len(self.listed))]
+        return self.clip(self._at(share))
 
     def clip(self, value: JsonValue) -> JsonValue:
         """Return a number moved into the range; values of a list as they are."""
@@ -120,6 +130,8 @@ def _range_fault(kind: str, low: float, high: float) -> str:
         return f"{kind} from {low:g} to {high:g} is a constant; widen it, or give the value in base"
     if low > high:
         return f"{kind} runs from {low:g} down to {high:g}; give the smaller end first"
+    if not math.isfinite(high - low):
+        return f"{kind} from {low:g} to {high:g} is wider than the largest number; narrow it"
     return ""
 
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails
 
 from ...workers.settings import Settings
 from ..fields import Holds
 from ..specs import Code, JobSpec
-from .checks import composed, moved, refusals, refused
-from .rules import contradictions
-from .schedulers import AnyScheduler, NoScheduler
+from .checks import Fault, composed, moved, refusals, refused
+from .rules import MOST_TRIALS, contradictions
+from .schedulers import AnyScheduler, Count, NoScheduler
 from .space import Domain, Values, compose, fitted
+from .storable import MOST, no_bool, unstorable
 
-Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1, max_length=90, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
@@ -41,16 +42,18 @@ class Part:
     seed: int
 
 
+LENGTHS = ("epochs", "steps")  # a job has one of them
+LEAST_PARALLEL, MOST_PARALLEL = 4, 1000
 _ONE_GRADIENT = frozenset({"sgd", "msam"})  # methods with one a step; all others are counted with two
 
 
 class Budget(Settings):
     """Where a sweep starts no more trials; what is None is not limited."""
 
-    wall_s: Annotated[float, Field(gt=0)] | None = Field(
+    wall_s: Annotated[float, Field(gt=0), BeforeValidator(no_bool)] | None = Field(
         None, description="seconds that it has run, pauses not counted; what trains then is stopped with what it has"
     )
-    gradients: Count | None = Field(
+    gradients: Annotated[int, Field(ge=1, le=MOST), BeforeValidator(no_bool)] | None = Field(
         None,
         description="gradients of a whole batch, added up over all trials: two for each step, one for those of sgd and "
         "msam; what other methods save is not counted",
@@ -73,14 +76,14 @@ class SweepSpec(Settings):
         description="how configurations are found. grid: all of them; random; tpe: tree-structured Parzen estimator; "
         "gp: Gaussian process. Left out: grid if a field is a grid, random for pbt, else tpe",
     )
-    trials: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+    trials: Annotated[Count, Field(le=MOST_TRIALS)] | None = Field(
         None, description="number of configurations; may be left out where all fields are grids and choices"
     )
-    seeds: Annotated[int, Field(ge=1, le=100)] = Field(
+    seeds: Annotated[Count, Field(le=100)] = Field(
         1, description="trials of each configuration and baseline; the first is trained with base.seed, the next + 1"
     )
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of the search itself")
-    metric: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+    seed: Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(no_bool)] = Field(0, description="of the search itself")
+    metric: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^\S(.*\S)?$")] = Field(
         "accuracy", description="measure of the task that is compared, as its evaluations report it"
     )
     mode: Literal["max", "min"] = Field(
@@ -90,22 +93,30 @@ class SweepSpec(Settings):
     baselines: Annotated[list[JsonValue], Field(max_length=20)] = Field(
         ["sgd", "sam"],
         description="methods to compare with, by name or as {name: ..., settings}, trained with all else as in base. "
-        "sam without rho takes base.method.rho",
+        "sam without rho takes base.method.rho; where base has none, it is trained with its own default, 0.05, also if "
+        "rho is searched: name the rho that you would use, {name: sam, rho: 0.1}",
     )
-    margin: Annotated[float, Field(ge=0)] = Field(
+    margin: Annotated[float, Field(ge=0), BeforeValidator(no_bool)] = Field(
         0.005, description="by how much SAMPa must beat SGD to be worth it, in units of the metric"
     )
-    parallel: Annotated[int, Field(ge=1, le=1000)] = Field(
-        4, description="trials that are undecided at once; suggestions depend on it, but not on the number of workers"
+    parallel: Annotated[Count, Field(le=MOST_PARALLEL)] = Field(
+        LEAST_PARALLEL,
+        description="trials that are undecided at once, where a search or a scheduler looks at results: suggestions "
+        "depend on it, but not on the number of workers. Left out: for tpe and gp an eighth of the trials of all "
+        f"configurations, so that most of what is suggested knows of most; {LEAST_PARALLEL} if that is more, or where "
+        "asha or median end trials early. It stays so when the sweep is extended",
     )
     workers: Count | None = Field(None, description="most workers of all trials together; null: what the cluster has")
-    max_restarts: Annotated[int, Field(ge=0)] = Field(
+    max_restarts: Annotated[int, Field(ge=0), BeforeValidator(no_bool)] = Field(
         3, description="how often the sweep's runner, if it vanished, is started again"
     )
 
     @model_validator(mode="before")
     @classmethod
     def _usual(cls, data: Any) -> Any:
+        found = [refused("/".join(path), message) for path, message in unstorable(data) if path]
+        if found:
+            raise ValidationError.from_exception_data(cls.__name__, found)
         return {**_usual_of(data), **data} if isinstance(data, dict) else data
 
     @field_validator("scheduler", mode="before")
@@ -144,12 +155,18 @@ class SweepSpec(Settings):
                 if fault.path[:1] == ("method",) and fault.plain:
                     yield moved(fault.error, "baselines", index, *fault.path[1:])
                 else:
-                    needed = ".".join(fault.path)
-                    only = needed in self.space and fault.error["type"] == "missing"
+                    needed = self._needed(fault)
                     message = f"needs {needed}, which only the space gives; give base.{needed} too"
-                    yield refused(f"baselines/{index}", f"baselines.{index} {message if only else fault.sentence}")
+                    yield refused(f"baselines/{index}", f"baselines.{index} {message if needed else fault.sentence}")
 
-    def _composed_baseline(self, method: Mapping[str, JsonValue]) -> list[Any]:
+    def _needed(self, fault: Fault) -> str:
+        """Return the field that a baseline lacks since only the space gives it; empty if it fails otherwise."""
+        missing = fault.error["type"] in ("missing", "union_tag_not_found")
+        lacking = [".".join(fault.path)] if missing else list(LENGTHS) if fault.path == LENGTHS[:1] else []
+        given = [name for name in lacking for path in self.space if path == name or path.startswith(f"{name}.")]
+        return next(iter(given), "")
+
+    def _composed_baseline(self, method: Mapping[str, JsonValue]) -> list[Fault]:
         job = composed(f"{self.name}-0", fitted({**self.base, "method": dict(method)}), {})
         return [] if isinstance(job, JobSpec) else job
 
@@ -160,7 +177,7 @@ class SweepSpec(Settings):
         """How many points of the space are trained, each with all seeds."""
         return self.trials or math.prod(len(domain.listed) for domain in self.space.values())
 
-    @property
+    @cached_property
     def baseline_methods(self) -> list[tuple[str, Values]]:
         """The baselines, each as (label, method); a label is the method's name, or sam-2 where a name comes again."""
         methods = [self._method_of(given) for given in self.baselines]
@@ -176,13 +193,21 @@ class SweepSpec(Settings):
         """How many trials there are, those of baselines included."""
         return (len(self.baselines) + self.configurations) * self.seeds
 
-    @property
+    @cached_property
     def example(self) -> JobSpec:
         """The job of the first value of each field, for what all trials have in common."""
-        values = {path: domain.samples[0] for path, domain in self.space.items()}
+        return self._example({})
+
+    def examples(self, paths: Iterable[str]) -> Iterator[JobSpec]:
+        """Yield the job of the first values, then of each sample of these fields and the first values of all others."""
+        yield self.example
+        yield from (self._example({path: value}) for path in paths for value in self.space[path].samples[1:])
+
+    def _example(self, others: Values) -> JobSpec:
+        values = {path: domain.samples[0] for path, domain in self.space.items()} | others
         return JobSpec.model_validate({**compose(self.base, values), "name": f"{self.name}-0"})
 
-    @property
+    @cached_property
     def length_epochs(self) -> int | None:
         """Length of every trial; None where it is given in steps, or searched."""
         return None if "epochs" in self.space else self.example.epochs
@@ -248,9 +273,16 @@ class SweepSpec(Settings):
         code = Code(bundle=self.bundle, pip=pip).model_dump(mode="json")
         return self.model_copy(update={"base": {**self.base, "code": code}})
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy, unchecked, that computes anew what follows from its fields."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in vars(copied).keys() - type(self).model_fields.keys():
+            del vars(copied)[name]
+        return copied
 
-def _usual_of(asked: Mapping[str, Any]) -> dict[str, str]:
-    """Return the search and the mode of a sweep that doesn't say them, from its fields as they were given."""
+
+def _usual_of(asked: Mapping[str, Any]) -> dict[str, JsonValue]:
+    """Return the search, the mode and the places of a sweep that doesn't say them, from its fields as given."""
     space, scheduler = asked.get("space"), asked.get("scheduler")
     domains = space.values() if isinstance(space, Mapping) else ()
     grids = any(
@@ -258,7 +290,16 @@ def _usual_of(asked: Mapping[str, Any]) -> dict[str, str]:
     )
     name = scheduler.get("name") if isinstance(scheduler, Mapping) else getattr(scheduler, "name", scheduler)
     search = "grid" if grids else "random" if name == "pbt" else "tpe"
-    return {"search": search, "mode": "min" if asked.get("metric") == "loss" else "max"}
+    mode = "min" if asked.get("metric") == "loss" else "max"
+    return {"search": search, "mode": mode, "parallel": _usual_parallel(asked, name)}
+
+
+def _usual_parallel(asked: Mapping[str, Any], scheduler: object) -> int:
+    trials, seeds = asked.get("trials"), asked.get("seeds", 1)
+    stops = scheduler in ("asha", "median")  # a trial that waits for a decision holds a worker, or is put down
+    if stops or not isinstance(trials, int) or not isinstance(seeds, int):
+        return LEAST_PARALLEL
+    return min(max(LEAST_PARALLEL, trials * seeds // 8), MOST_PARALLEL)
 
 
 def _is_method(given: JsonValue) -> bool:

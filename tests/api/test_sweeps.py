@@ -23,6 +23,45 @@ from .test_stream import messages
 RECOMMENDED = {"recommended": {"values": {"method.rho": 0.125}}}
 
 
+OWN = {**SWEEP["base"], "task": {"entrypoint": "mine:build", "params": {"x": 1}}}
+DEEP: list[Any] = []
+for _ in range(50):
+    DEEP = [DEEP]
+
+
+def over(path: str, domain: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {"space": {path: domain}, **changes}
+
+
+HOSTILE: list[tuple[dict[str, Any], str, str]] = [
+    (over("task.params", {"choice": [1, 2]}), "/space/task.params", "must be an object with named fields, but is 1"),
+    (over("task.params", {"choice": [None, {}]}), "/space/task.params", "an object with named fields, but is null"),
+    (over("task.params", {"uniform": [0, 1]}), "/space/task.params", "an object with named fields, but is 0.0"),
+    (over("task.params.x", {"uniform": [-1e308, 1e308]}, base=OWN, metric="f1"), "/space/task.params.x", "wider than"),
+    (over("method.rho", {"choice": [10**400, 1]}), "/space/method.rho/choice/0", "up to which whole numbers are exact"),
+    (over("method.rho", {"uniform": [False, True]}), "/space/method.rho/uniform/0", "must be a number, but is false"),
+    (over("method.rho", {"choice": [0.1, float("nan")]}), "/space/method.rho/choice/1", "is no finite number"),
+    (over("epochs", {"integer": [1, 10**30]}), "/space/epochs/integer/1", "up to which whole numbers are exact"),
+    (over("", {"uniform": [0, 1]}), "/space/", "is no field's path"),
+    (over("method..rho", {"uniform": [0, 1]}), "/space/method..rho", "is no field's path"),
+    (over("method/rho", {"uniform": [0, 1]}), "/space", "is no field's path"),
+    (over("method.rho\n", {"uniform": [0, 1]}), "/space", "is no field's path"),
+    (over("method.\ud800", {"uniform": [0, 1]}), "/space", "half of a surrogate pair"),
+    (over("method.lam", {"uniform": [0, 0.1]}), "/space/method.lam", "did you mean method.lambda?"),
+    (over("freeze.0", {"choice": ["a", "b"]}), "/space/freeze.0", "since freeze has no fields"),
+    (over("code.pip", {"choice": [[], ["timm"]]}), "/space/code.pip", "all trials run the same code"),
+    ({"scheduler": {"name": "asha", "grace_epochs": 10**400}}, "/scheduler/grace_epochs", "whole numbers are exact"),
+    ({"scheduler": {"name": "median", "min_trials": 2**31}}, "/scheduler/min_trials", "must be less than"),
+    ({"metric": "a\0b", "base": OWN}, "/metric", "the character NUL"),
+    ({"metric": "split", "base": OWN}, "/metric", "says when something was measured"),
+    ({"base": {**OWN, "task": {"entrypoint": "mine:build", "params": {"x": float("inf")}}}}, "/base/task/params/x", ""),
+    ({"base": {**OWN, "task": {"entrypoint": "m:b", "params": {"x\udfff": 1}}}}, "/base/task/params", "in its name"),
+    ({"baselines": DEEP}, "/baselines" + "/0" * 40, "at most 40 may lie inside each other"),
+    ({"trials": 5000, "seeds": 100}, "/seeds", "but at most 10000 can be trained"),
+    ({"workers": 1, "base": {**SWEEP["base"], "workers": {"min": 2}}}, "/workers", "fewer than a trial waits for"),
+]
+
+
 @pytest.fixture
 def sweep(store: Store) -> Sweep:
     """A sweep whose runner is at work."""
@@ -83,6 +122,16 @@ class TestSubmit:
         assert words in document["detail"]
         assert document["errors"][0]["pointer"] == pointer
         assert store.sweeps.list() == []
+
+    @pytest.mark.parametrize(("change", "pointer", "words"), HOSTILE)
+    def test_what_no_trial_could_mean_is_no_fault_of_the_server(
+        self, http: httpx.Client, change: dict[str, Any], pointer: str, words: str
+    ) -> None:
+        headers = {"Content-Type": "application/json"}
+        answer = http.post("/v1/sweeps", content=json.dumps({**SWEEP, **change}), headers=headers)
+        document = problem(answer, 422, "invalid-sweep")
+        assert words in document["detail"]
+        assert document["errors"][0]["pointer"] == pointer
 
     def test_code_that_is_not_there_is_named_in_its_place(self, http: httpx.Client) -> None:
         base = {**SWEEP["base"], "code": {"bundle": "0" * 64}}
@@ -182,6 +231,13 @@ class TestReading:
         answer = http.get(f"/v1/sweeps/{sweep.id}/trials/7{what}")
         assert "has no trial 7 yet" in problem(answer, 404, "no-such-trial")["detail"]
 
+    @pytest.mark.parametrize(
+        "what", ["trials?after=1e", "trials/1e", "trials/1e/events", "events?after=1e", "trials/-1"]
+    )
+    def test_a_number_that_no_trial_or_event_has_is_named(self, http: httpx.Client, sweep: Sweep, what: str) -> None:
+        answer = http.get(f"/v1/sweeps/{sweep.id}/{what.replace('1e', str(10**30))}")
+        assert "must be" in problem(answer, 422, "invalid-request")["detail"]
+
 
 class TestEvents:
     def test_a_sweep_and_a_trial_are_heard_in_pages(self, http: httpx.Client, store: Store, sweep: Sweep) -> None:
@@ -248,6 +304,9 @@ class TestSteering:
         ("body", "pointer", "words"),
         [
             ({}, "", "give trials, budget.wall_s or budget.gradients"),
+            ({"trials": 10_001}, "/trials", "trials must be at most 10000"),
+            ({"trials": 10_000}, "/trials", "are 10001 trials, but at most 10000 can be trained"),
+            ({"budget": {"gradients": 10**400}}, "/budget/gradients", "must be at most"),
             ({"trials": 3}, "/trials", "must be at least 4, which it has already, but is 3"),
             ({"trials": 0}, "/trials", "trials must be at least 1, but is 0"),
             ({"budget": {"wall_s": 60}}, "/budget/wall_s", "has no limit that could be raised"),

@@ -103,6 +103,24 @@ def test_a_contradiction_between_two_later_values_is_found():
     assert detail.startswith("with optimizer.momentum 0 and optimizer.nesterov true: nesterov needs momentum")
 
 
+def test_a_contradiction_that_only_a_search_would_meet_is_found_with_the_fields_that_make_it():
+    space = {**RHO, "pairs": {"integer": [1, 4]}, "batch_size": {"integer": [16, 64]}}
+    ((pointer, detail),) = faults(space).items()
+    assert (pointer, "equal shards" in detail, "rho" in detail) == ("/space/pairs", True, False)
+
+
+def test_combinations_that_all_fit_are_taken():
+    space = {"pairs": {"choice": [1, 2, 4]}, "batch_size": {"choice": [32, 64, 128]}, **RHO}
+    assert sweep(space).trial(2, {"pairs": 4, "batch_size": 32}).pairs == 4
+
+
+def test_a_sweep_waits_for_as_many_workers_as_its_widest_method_needs():
+    space = {"method.name": {"choice": ["sam", "sampa"]}}
+    wide = {**ANY, "pairs": 2, "workers": {"min": 4}}
+    assert "waits for, 4" in faults(space, base=wide, workers=3)["/workers"]
+    assert sweep(space, base=wide, workers=4).workers == 4
+
+
 def test_a_value_that_sets_another_searched_field_is_refused():
     space = {"method": {"choice": ["sampa", {"name": "sam", "rho": 0.2}]}, "method.rho": {"uniform": [0, 0.1]}}
     assert "leave it out there" in faults(space, base=ANY)["/space/method.rho"]
@@ -140,6 +158,9 @@ def test_the_space_may_give_what_the_base_lacks():
     lacking = {**BASE, "optimizer": {"name": "sgd"}}
     spec = sweep({"optimizer.lr": {"loguniform": ["1e-2", "1e-1"]}}, base=lacking, baselines=[])
     assert spec.trial(0, {"optimizer.lr": 0.02}).optimizer.lr == 0.02
+    without = {name: value for name, value in BASE.items() if name != "epochs"}
+    found = faults({"steps": {"integer": [10, 20]}}, base=without, baselines=["sgd"])
+    assert found == {"/baselines/0": "baselines.0 needs steps, which only the space gives; give base.steps too"}
     found = faults({"optimizer.lr": {"uniform": [0.1, 0.2]}}, base=lacking, baselines=["sgd"])
     assert found == {
         "/baselines/0": "baselines.0 needs optimizer.lr, which only the space gives; give base.optimizer.lr too"
@@ -206,6 +227,13 @@ def test_methods_with_and_without_pairs_can_be_searched_together():
         ),
         ({"nme": 1}, "/nme", "did you mean name?"),
         ({"name": "x" * 91}, "/name", "at most 90 characters"),
+        ({"workers": 1, "base": {**BASE, "workers": {"min": 2}}}, "/workers", "fewer than a trial waits for, 2"),
+        ({"trials": 10_001}, "/trials", "at most 10000"),
+        ({"trials": 9_999}, "/trials", "are 10001 trials, but at most 10000 can be trained"),
+        ({"trials": 3000, "seeds": 4}, "/seeds", "each with 4 seeds, are 12008 trials"),
+        ({"trials": True}, "/trials", "must be a number, but is true"),
+        ({"metric": " "}, "/metric", "not of the form that is allowed"),
+        ({"metric": "a\0b"}, "/metric", "the character NUL"),
     ],
 )
 def test_a_sweep_that_contradicts_itself_is_refused_with_the_field(changes, pointer, words):
@@ -226,9 +254,11 @@ def test_a_scheduler_needs_epochs_and_evaluations(changes, pointer):
     assert set(faults(base={**BASE, **changes}, scheduler={"name": "pbt", "every_epochs": 5})) == {pointer}
 
 
-def test_a_task_of_the_users_own_may_report_any_metric():
+def test_a_task_of_the_users_own_may_report_any_metric_but_the_time_of_measuring():
     own = {**BASE, "task": {"entrypoint": "mine:build"}}
     assert sweep(base=own, metric="f1").metric == "f1"
+    for metric in ("step", "epoch", "split"):
+        assert "not what; name a measure" in faults(base=own, metric=metric)["/metric"]
 
 
 @pytest.mark.parametrize(
@@ -241,6 +271,28 @@ def test_a_task_of_the_users_own_may_report_any_metric():
 )
 def test_the_search_follows_from_the_space_and_the_scheduler(changes, search):
     assert sweep(**changes).search == search
+
+
+@pytest.mark.parametrize(
+    ("changes", "parallel"),
+    [
+        ({}, 4),
+        ({"trials": 40}, 5),
+        ({"trials": 400}, 50),
+        ({"trials": 100, "seeds": 4, "search": "gp"}, 50),
+        ({"trials": 9000}, 1000),
+        ({"trials": "-", "space": {"method.rho": {"grid": [n / 100 for n in range(1, 81)]}}}, 4),
+        ({"trials": 400, "scheduler": "asha"}, 4),
+        ({"trials": 400, "parallel": 7}, 7),
+    ],
+)
+def test_how_many_trials_are_undecided_at_once_follows_from_how_many_there_are(changes, parallel):
+    assert sweep(**changes).parallel == parallel
+
+
+def test_a_longer_sweep_keeps_its_places():
+    stored = sweep(trials=40).model_dump(mode="json", by_alias=True)
+    assert SweepSpec.model_validate({**stored, "trials": 400}).parallel == 5
 
 
 def test_less_loss_is_better_unless_said_otherwise():
@@ -326,6 +378,20 @@ def test_a_sweep_knows_the_code_that_its_trials_need():
     spec = sweep(base={**BASE, "code": {"bundle": "a" * 64, "pip": ["timm"]}})
     assert (spec.bundle, spec.pip) == ("a" * 64, ["timm"])
     assert spec.with_pip(["einops"]).trial(5, {"method.rho": 0.1}).pip == ["einops"]
+
+
+def test_a_copy_computes_anew_what_follows_from_its_fields():
+    spec = sweep()
+    assert (spec.example.epochs, spec.length_epochs, len(spec.baseline_methods)) == (30, 30, 2)
+    copied = spec.model_copy(update={"base": {**BASE, "epochs": 9}, "baselines": ["sgd"]})
+    assert (copied.example.epochs, copied.length_epochs, len(copied.baseline_methods)) == (9, 9, 1)
+    assert (spec.length_epochs, spec.example is spec.example) == (30, True)
+    assert spec == sweep(), "what was computed is no part of it"
+
+
+def test_a_log_range_over_all_magnitudes_is_cut_without_overflow():
+    assert Domain(loguniform=(1e-300, 1e300)).cut(3) == [1e-300, 1.0, 1e300]
+    assert all(0 < value <= 1 for value in Domain(loguniform=(5e-324, 1)).samples)
 
 
 def test_grace_is_rounded_up_to_an_evaluation():
