@@ -104,8 +104,8 @@ def _text(kind: str, data: Document) -> str:
             return change_line(data)
         case "resize":
             return f"at most {data['workers']} workers from now on"
-        case "trial":
-            return trial_line(data)
+        case "trial" | "exploit":
+            return trial_line(data) if kind == "trial" else exploit_line(data)
         case "retry":
             return f"failed trials are trained again: {', '.join(map(str, data['trials']))}"
         case _:
@@ -118,6 +118,12 @@ def trial_line(data: Document) -> str:
     rest = fields({name: value for name, value in data.items() if name not in told})
     reason = f": {data['reason']}" if data.get("reason") else ""
     return "  ".join(filter(None, (f"trial {data['number']} {data['state']}", trained(data), rest))) + reason
+
+
+def exploit_line(data: Document) -> str:
+    """Return from whose state a trial of a population goes on, and with what."""
+    who = f"trial {data['number']} " if "number" in data else ""
+    return f"{who}goes on from trial {data['source']}, epoch {number(data['epoch'])}  {fields(data['values'])}"
 
 
 def trained(trial: Document) -> str:

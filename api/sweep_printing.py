@@ -79,7 +79,7 @@ def _used(progress: Document) -> str:
 
 def describe_report(report: Document) -> str:
     """Return the answer of a sweep: what is recommended, how it compares, and what else is to be known."""
-    parts = [str(report["verdict"]), recommendation(report), *_tables(report), *_remarks(report)]
+    parts = [str(report["verdict"]), recommendation(report), _schedule(report), *_tables(report), *_remarks(report)]
     return "\n\n".join(filter(None, parts))
 
 
@@ -92,6 +92,12 @@ def recommendation(report: Document) -> str:
     values = [f"{path} {number(value)}{_of(intervals.get(path))}" for path, value in found["values"].items()]
     gives = f"{report['metric']} {_number(found.get('mean'))}{_of(found.get('interval'))}"
     return f"recommended: {', '.join(values)}; gives {gives}"
+
+
+def _schedule(report: Document) -> str:
+    """Return what the best trial of a population was trained with, and when."""
+    rows = report.get("schedule") or ()
+    return "\n".join(f"from epoch {number(row['epoch'])}  {fields(row['values'])}" for row in rows)
 
 
 def _of(interval: Any) -> str:
@@ -109,10 +115,10 @@ def _tables(report: Document) -> Iterator[str]:
     metric = str(report["metric"]).upper()
     baselines = report.get("baselines") or {}
     if baselines:
-        rows = [["BASELINE", metric, "INTERVAL", "N", "COLLAPSED", "SECONDS", "BEATEN BY MORE THAN THE MARGIN"]]
+        rows = [["BASELINE", metric, "INTERVAL", "N", "COLLAPSED", "WORKER-SECONDS", "BEATEN BY MORE THAN THE MARGIN"]]
         lead = report.get("advantage") or {}
         rows += [
-            [label, *_cells(one), _number(one.get("seconds")), _lead(lead.get(label))]
+            [_named(label, one), *_cells(one), _number(one.get("seconds")), _lead(lead.get(label))]
             for label, one in baselines.items()
         ]
         yield table(rows)
@@ -121,6 +127,12 @@ def _tables(report: Document) -> Iterator[str]:
         rows += [[number(one["value"]), *_cells(one)] for one in values[:VALUES_SHOWN]]
         more = len(values) - VALUES_SHOWN
         yield table(rows) + (f"\n... and {more} more, see --json" if more > 0 else "")
+
+
+def _named(label: str, one: Document) -> str:
+    """Return a baseline with its rho, if it has one: "sam, rho 0.05"."""
+    rho = (one.get("method") or {}).get("rho")
+    return label if rho is None else f"{label}, rho {number(rho)}"
 
 
 def _cells(one: Document) -> list[str]:

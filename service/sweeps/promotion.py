@@ -23,7 +23,8 @@ def promoted(
 
     Args:
         spec: The sweep's.
-        values: Of the searched fields, by path.
+        values: Of the searched fields, by path. They hold from the first epoch to the last, also where population based
+            training, which has changed them on its way, has found them.
         seeds: How many; the first one follows the last of the sweep's own, so none has had a say in the choice.
         name: Of all of them; the sweep's if left out.
         epochs: Their length; the sweep's if both lengths are left out.

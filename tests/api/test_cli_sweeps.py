@@ -183,6 +183,9 @@ def test_following_shows_each_trial_and_the_recommended_value_at_the_end(
     process = server.start_command("sweep", str(file), "--follow")
     assert process.stdout is not None
     sweep = taken(shared, process.stdout.readline().split()[1])
+    queued = {"number": 1, "state": "QUEUED", "values": {"method.rho": 0.1}, "seed": 0}
+    waits = {"worker": "runner", "line": "waiting for room"}
+    copied = {"number": 1, "source": 3, "epoch": 5.0, "before": {"method.rho": 0.2}, "values": {"method.rho": 0.1}}
     ended = {
         "number": 1,
         "state": "STOPPED",
@@ -190,14 +193,19 @@ def test_following_shows_each_trial_and_the_recommended_value_at_the_end(
         "score": 0.95,
         "reason": "not among the best",
     }
-    shared.append(sweep.id, [("trial", ended)], attempt=1)
+    told = [("trial", queued), ("log", waits), ("exploit", copied), ("trial", ended)]
+    shared.append(sweep.id, told, attempt=1)
     folder = server.state_dir / "jobs" / sweep.id
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(REPORT))
     shared.move(sweep.id, State.SUCCEEDED, attempt=1)
     output, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (0, "")
-    *_, trial, _, end, verdict, recommended = output.splitlines()
+    *before, trial, _, end, verdict, recommended = output.splitlines()
+    assert any("state RUNNING" in line for line in before)
+    assert before[-2].endswith("runner: waiting for room")
+    assert before[-1].endswith("trial 1 goes on from trial 3, epoch 5  method.rho 0.1")
+    assert "trial 1 QUEUED" not in output
     assert trial.endswith("trial 1 STOPPED  method.rho 0.1  score 0.95: not among the best")
     assert end == f"sweep {sweep.id} SUCCEEDED"
     assert (verdict, recommended) == (
@@ -265,6 +273,15 @@ def test_a_report_is_told_with_its_baselines_failures_and_notes() -> None:
     assert ["0.4", "-", "-", "3", "2"] in lines
     for sentence in ("From rho 0.2 on", "trial 4 failed: the loss became NaN", "Only one seed was trained."):
         assert sentence in told
+
+
+def test_a_report_tells_baselines_settings_costs_unit_and_a_populations_schedule() -> None:
+    sam = {"mean": 0.95, "interval": None, "n": 1, "seconds": 3.0, "method": {"name": "sam", "rho": 0.05}}
+    rows = [{"epoch": 0.0, "values": {"method.rho": 0.02}}, {"epoch": 5.0, "values": {"method.rho": 0.0983}}]
+    told = describe_report({**REPORT, "baselines": {"sam": sam}, "schedule": rows}).splitlines()
+    assert any(line.startswith("sam, rho 0.05  0.95 ") for line in told)
+    assert any("WORKER-SECONDS" in line for line in told)
+    assert told[told.index("from epoch 0  method.rho 0.02") + 1] == "from epoch 5  method.rho 0.0983"
 
 
 def test_a_report_that_recommends_nothing_says_why() -> None:
