@@ -14,7 +14,7 @@ from .drill_schedule import show_fault
 if TYPE_CHECKING:
     from ..workers.reports import Report
 
-TIMINGS = frozenset({"seconds", "seconds_per_step"})  # of a report, which differ from run to run
+TIMINGS = frozenset({"seconds", "seconds_per_step", "worker_seconds"})  # of a report, which differ from run to run
 
 
 @dataclass

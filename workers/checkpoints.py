@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pickle import UnpicklingError
 from typing import Any
 from uuid import uuid4
@@ -42,6 +42,7 @@ class Record:
             (kind, data, time). A worker or a runner may die before it has passed on what it was told; whoever takes
             over tells it again.
         evaluations: All evaluations so far, each with ``step``, ``epoch``, ``split`` and its metrics.
+        worker_seconds: Of all workers together, spent on committed steps and on evaluations, waiting included.
     """
 
     seconds: float = 0.0
@@ -49,10 +50,11 @@ class Record:
     last: dict[str, Any] = field(default_factory=dict)
     told: list[tuple[str, dict[str, Any], float]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    worker_seconds: float = 0.0
 
     def copy(self) -> Record:
         """Return a copy whose lists can be changed without changing this one's."""
-        return Record(self.seconds, [*self.window], self.last, [*self.told], [*self.evaluations])
+        return replace(self, window=[*self.window], told=[*self.told], evaluations=[*self.evaluations])
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ class Worker:
         self._in_flight = True
         done = engine.advance(exchange, asked=self._seat.asked)
         self._in_flight = False
-        self._committed(done, time.perf_counter() - began)
+        self._committed(done, time.perf_counter() - began, exchange.hosts.workers)
         if done.change:
             self._seat.leave()
         return None
@@ -248,10 +248,11 @@ class Worker:
 
     # Steps, and what follows them
 
-    def _committed(self, done: StepReport, seconds: float) -> None:
+    def _committed(self, done: StepReport, seconds: float, workers: int) -> None:
         """Take note of a step."""
         step, record = self._engine.state.step, self._record
         record.seconds += seconds
+        record.worker_seconds += seconds * workers
         if done.loss is None:
             print(f"step {done.step} is skipped: a gradient was too large for float16; the scale of the loss is halved")
         else:
@@ -301,14 +302,17 @@ class Worker:
             **record.last,
             **self._engine.scaling_report(),
             "seconds_per_step": round(record.seconds / step, 6),
+            "worker_seconds": round(record.worker_seconds, 3),
         }
         self._tell(record, "metrics", data, exchange, at_once=step == 1)
 
     def _evaluate(self, record: Record, exchange: Exchange) -> None:
         step = self._engine.state.step
         for split, data in self._engine.task.evaluations().items():
+            began = time.perf_counter()
             with self._seat.patient():
                 measured = evaluate(self._engine, exchange, data)
+            record.worker_seconds += (time.perf_counter() - began) * exchange.hosts.workers
             entry: dict[str, JsonValue] = {"step": step, "epoch": round(step / self._per_epoch, 4), "split": split}
             entry |= measured
             record.evaluations.append(entry)
@@ -391,6 +395,7 @@ class Worker:
             "metrics": {"final": last, "best": _best(evaluations)},
             "parameters": engine.flat.count(),
             "seconds": round(self._record.seconds, 3),
+            "worker_seconds": round(self._record.worker_seconds, 3),
             "steps_per_second": round(engine.state.step / max(self._record.seconds, 1e-9), 3),
         }
 

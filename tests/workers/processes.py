@@ -38,7 +38,7 @@ os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 
 DEADLINE_S = 60.0  # in which whatever a test waits for has happened
 SPARE = 40  # workers that a run may lose beyond its planned faults, before the test gives up
-_TIMES = ("seconds", "seconds_per_step")  # what differs from run to run
+_TIMES = ("seconds", "seconds_per_step", "worker_seconds")  # what differs from run to run
 _DIES_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 processes = multiprocessing.get_context("forkserver")
