@@ -38,15 +38,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 60.0  # how long the store may be away before the runner gives up, to be started again
 LOOK_S = 1.0  # between two looks at what the store wants of the run
 REPEATED = ("task", "metrics", "evaluation", "checkpoint")  # kinds of which a resumed run gives some again
-SHOWN = (
-    "epoch",
-    "loss",
-    "lr",
-    "rho",
-    "seconds_per_step",
-    "worker_seconds",
-    "accuracy",
-)  # what progress shows besides the step
+SHOWN = ("epoch", "loss", "lr", "rho", "seconds_per_step", "worker_seconds", "accuracy")  # in progress, after the step
 
 Answer = TypeVar("Answer")
 
