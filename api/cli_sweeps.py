@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -169,6 +170,8 @@ def extend(
     state_dir: StateDir = None,
 ) -> None:
     """Give a sweep more trials or a longer budget; one that has ended goes on."""
+    if wall_s is not None and not math.isfinite(wall_s):
+        fail(f"--wall-s must be a finite number of seconds, but is {wall_s:g}", BAD_INPUT)
     with server(url, token, state_dir) as client:
         _say(client.sweeps.extend(sweep_id, trials, wall_s, gradients))
 

@@ -145,6 +145,11 @@ def test_a_sweep_is_steered(server: ServerProcess, shared: Store, running: Sweep
     assert "must be at least 8, which it has already" in complaint(
         server.run("sweep-extend", sweep_id, "--trials", "5"), 2
     )
+    assert "are 10001 trials, but at most 10000" in complaint(
+        server.run("sweep-extend", sweep_id, "--trials", "10000"), 2
+    )
+    assert "must be at most 10000" in complaint(server.run("sweep-extend", sweep_id, "--trials", "10001"), 2)
+    assert "finite" in complaint(server.run("sweep-extend", sweep_id, "--wall-s", "inf"), 2)
     assert "give trials, budget.wall_s or budget.gradients" in complaint(server.run("sweep-extend", sweep_id), 2)
     assert good(server.run("sweep-retry", sweep_id)) == f"sweep {sweep_id} PAUSED\n"
     assert good(server.run("sweep-resume", sweep_id)).startswith(f"sweep {sweep_id} ")
