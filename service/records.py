@@ -5,6 +5,7 @@ Ids are unique over jobs, sweeps and trials; where an error is about any of them
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -95,6 +96,16 @@ class Bundle:
 
 class StoreError(Exception):
     """Whatever the store refuses or can't do."""
+
+    def __reduce__(self) -> tuple[Callable[..., StoreError], tuple[object, ...]]:
+        return _again, (type(self), self.args, vars(self))
+
+
+def _again(kind: type[StoreError], args: tuple[object, ...], values: dict[str, object]) -> StoreError:
+    """Return an error as it was in another process."""
+    error = kind.__new__(kind, *args)
+    vars(error).update(values)
+    return error
 
 
 class NoSuchJob(StoreError):

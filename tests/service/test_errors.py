@@ -12,6 +12,8 @@ from sampa.service.kube_launcher import TemplateUnusable
 from sampa.service.launcher import LaunchRefused, RayUnreachable, TokenRefused
 from sampa.service.local_ray import RayNotStarted
 from sampa.service.rayjob import TemplateRefused
+from sampa.service.records import Changed, MoveRefused, NoSuchJob, StoreUnavailable
+from sampa.service.states import State
 from sampa.workers import errors
 from sampa.workers.marks import NotMarked
 
@@ -25,6 +27,10 @@ RAISED: list[Exception] = [
     KubeRefused("https://10.0.0.1", 403, "refused to create rayjobs"),
     TEMPLATE,
     TemplateUnusable(TEMPLATE),
+    NoSuchJob("a1"),  # all errors of the store cross alike
+    MoveRefused("a1", State.FAILED, State.RUNNING),
+    Changed("a1", 3, 4),
+    StoreUnavailable("sqlite:///sampa.db", "locked"),
     NotMarked(Path("/var/lib/sampa/jobs"), "Read-only file system"),
     errors.TaskError("the task has no data"),
     errors.NotFinite("loss", float("inf"), 7, "SAMPa"),
