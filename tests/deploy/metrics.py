@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 # What the API says at /metrics.
 OURS: dict[str, set[str]] = {
     "sampa_jobs": {"kind", "state"},
+    "sampa_job_step": {"job"},
     "sampa_job_steps_per_second": {"job"},
     "sampa_job_samples_per_second": {"job"},
     "sampa_job_exchange_seconds": {"job"},
@@ -16,6 +17,7 @@ OURS: dict[str, set[str]] = {
     "sampa_elastic_steps_lost_total": {"cause"},
     "sampa_queue_wait_seconds_bucket": {"le"},
     "sampa_queue_oldest_seconds": set(),
+    "sampa_starting_oldest_seconds": set(),
     "sampa_http_request_duration_seconds_bucket": {"method", "route", "status", "le"},
     "sampa_http_request_duration_seconds_count": {"method", "route", "status"},
     "sampa_leader": set(),
