@@ -10,6 +10,7 @@ from typing import Any
 
 from sampa.api.app import PASS_DEADLINE_S
 from sampa.api.serve import STREAMS_DEADLINE_S
+from sampa.service.migrations import MIGRATION_LIMITS
 from sampa.service.settings import ServiceSettings
 
 from .manifests import ROOT, Manifest, Pod, clusters, examples, of_kind, pods, variables, with_templates
@@ -17,23 +18,24 @@ from .manifests import ROOT, Manifest, Pod, clusters, examples, of_kind, pods, v
 SLACK_S = 20  # between the end of a drain and the end of the grace
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 SETTINGS = {f"SAMPA_{field.upper()}" for field in ServiceSettings.model_fields}
-REQUIRED = {"SAMPA_HOST", "SAMPA_STATE_DIR", "SAMPA_STORE_URL", "SAMPA_TOKEN", "SAMPA_BACKEND"}
+REQUIRED = {"SAMPA_HOST", "SAMPA_STATE_DIR", "SAMPA_STORE_URL", "SAMPA_TOKEN", "SAMPA_BACKEND", "SAMPA_NODES"}
 OF_BACKEND = {
     "jobs": {"SAMPA_RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"},
     "rayjob": {"SAMPA_RAYJOB_TEMPLATE"},
 }
-OF_OTHERS = {  # variables that Ray, the command line, the image or PostgreSQL read
+OF_OTHERS = {  # variables that Ray, the command line, the image, PostgreSQL or pyarrow read
     *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", DRAIN),
     *("SAMPA_URL", "SAMPA_TOKEN", "HOME"),
     *("POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD", "PGDATA"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"),
 }
 OF_THE_CLUSTER = {"kube-root-ca.crt"}  # ConfigMaps that Kubernetes puts into each namespace
-ONE_NODE = "sampa/one-node"
+START_S = 30  # what the API needs beside a migration
 
 
 def consistency_faults(documents: list[Manifest]) -> list[str]:
     checks = (version_faults, replica_faults, grace_faults, reference_faults, selector_faults, port_faults)
-    checks += (variable_faults, storage_faults, token_faults, namespace_faults)
+    checks += (variable_faults, storage_faults, token_faults, namespace_faults, start_faults, upgrade_faults)
     return [fault for check in checks for fault in check(documents)]
 
 
@@ -109,6 +111,23 @@ def grace_faults(documents: list[Manifest]) -> Iterator[str]:
             ending = float(given(documents, pod).get("SAMPA_DRAIN_S", 0)) + STREAMS_DEADLINE_S + PASS_DEADLINE_S
             if grace < ending + 5:
                 yield f"{pod.where}: grace of {grace} s, but it may take {ending:g} s to end"
+
+
+def start_faults(documents: list[Manifest]) -> Iterator[str]:
+    """Yield a fault when the API is killed while it waits for another that migrates the store."""
+    for pod in (pod for pod in pods(documents) if pod.kind == "Deployment"):
+        probe = pod.spec["containers"][0]["startupProbe"]
+        budget, needed = probe["periodSeconds"] * probe["failureThreshold"], START_S
+        needed += int(MIGRATION_LIMITS["lock_timeout"].removesuffix("s"))
+        if budget < needed:
+            yield f"{pod.where}: it has {budget} s to start, but the lock of a migration alone may take {needed} s"
+
+
+def upgrade_faults(documents: list[Manifest]) -> Iterator[str]:
+    """Yield a fault when the store is migrated under a Ray cluster that keeps its old image."""
+    for one in of_kind(documents, "RayCluster"):
+        if one["spec"].get("upgradeStrategy", {}).get("type") != "Recreate":
+            yield f"RayCluster {one['metadata']['name']}: another image leaves its pods as they are"
 
 
 def given(documents: list[Manifest], pod: Pod) -> dict[str, Any]:
@@ -187,32 +206,41 @@ def _backends(documents: list[Manifest]) -> Iterator[tuple[str, str, Any]]:
                 yield "Ingress", service["name"], service["port"].get("name", service["port"].get("number"))
 
 
-def selected(documents: list[Manifest], labels: dict[str, str]) -> list[Pod]:
-    return [pod for pod in pods(documents) if labels.items() <= pod.labels.items()]
+def selects(selector: Manifest, labels: dict[str, str]) -> bool:
+    """Say whether a label selector is true of labels."""
+    for one in selector.get("matchExpressions", []):
+        assert one["operator"] == "In", one
+        if labels.get(one["key"]) not in one["values"]:
+            return False
+    return bool(selector.get("matchLabels", {}).items() <= labels.items())
+
+
+def selected(documents: list[Manifest], selector: Manifest) -> list[Pod]:
+    return [pod for pod in pods(documents) if selects(selector, pod.labels)]
 
 
 def selector_faults(documents: list[Manifest]) -> Iterator[str]:
-    for where, labels in _selectors(documents):
-        if not selected(documents, labels):
-            yield f"{where}: selects no pod: {labels}"
+    for where, selector in _selectors(documents):
+        if not selected(documents, selector):
+            yield f"{where}: selects no pod: {selector}"
 
 
-def _selectors(documents: list[Manifest]) -> Iterator[tuple[str, dict[str, str]]]:
+def _selectors(documents: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
     for one in with_templates(documents):
         where, spec = f"{one['kind']} {one['metadata']['name']}", one.get("spec", {})
         if one["kind"] == "Service":
-            yield where, spec["selector"]
+            yield where, {"matchLabels": spec["selector"]}
         if one["kind"] in ("PodDisruptionBudget", "PodMonitor"):
-            yield where, spec["selector"]["matchLabels"]
+            yield where, spec["selector"]
         if one["kind"] == "NetworkPolicy":
-            yield where, spec["podSelector"].get("matchLabels", {})
+            yield where, spec["podSelector"]
             rules = [*spec.get("ingress", []), *spec.get("egress", [])]
             for peer in [peer for rule in rules for peer in (*rule.get("from", []), *rule.get("to", []))]:
                 if "podSelector" in peer and "namespaceSelector" not in peer:
-                    yield f"{where} peer", peer["podSelector"].get("matchLabels", {})
+                    yield f"{where} peer", peer["podSelector"]
     for pod in pods(documents):
         for spread in pod.spec.get("topologySpreadConstraints", []):
-            yield f"{pod.where} spread", spread["labelSelector"]["matchLabels"]
+            yield f"{pod.where} spread", spread["labelSelector"]
 
 
 def _ports(some: list[Pod]) -> dict[Any, int]:
@@ -225,13 +253,13 @@ def port_faults(documents: list[Manifest]) -> Iterator[str]:
     for service in of_kind(documents, "Service"):
         where, ports = (
             f"Service {service['metadata']['name']}",
-            _ports(selected(documents, service["spec"]["selector"])),
+            _ports(selected(documents, {"matchLabels": service["spec"]["selector"]})),
         )
         for port in service["spec"]["ports"]:
             if port.get("targetPort", port["port"]) not in ports:
                 yield f"{where}: its pods have no port {port.get('targetPort', port['port'])}"
     for monitor in of_kind(documents, "PodMonitor"):
-        ports = _ports(selected(documents, monitor["spec"]["selector"]["matchLabels"]))
+        ports = _ports(selected(documents, monitor["spec"]["selector"]))
         yield from (f"PodMonitor {monitor['metadata']['name']}: its pods have no port {end['port']}"
                     for end in monitor["spec"]["podMetricsEndpoints"] if end["port"] not in ports)  # fmt: skip
     for policy in of_kind(documents, "NetworkPolicy"):
@@ -254,13 +282,13 @@ def port_faults(documents: list[Manifest]) -> Iterator[str]:
 
 def _policy_port_faults(documents: list[Manifest], policy: Manifest) -> Iterator[str]:
     where, spec = f"NetworkPolicy {policy['metadata']['name']}", policy["spec"]
-    own = _ports(selected(documents, spec["podSelector"].get("matchLabels", {})))
+    own = _ports(selected(documents, spec["podSelector"]))
     for rule in spec.get("ingress", []):
         yield from (f"{where}: its pods have no port {port['port']}"
                     for port in rule.get("ports", []) if port["port"] not in own)  # fmt: skip
     for rule in spec.get("egress", []):
         theirs = _ports([pod for peer in rule.get("to", [])
-                         for pod in selected(documents, peer["podSelector"]["matchLabels"])])  # fmt: skip
+                         for pod in selected(documents, peer["podSelector"])])  # fmt: skip
         yield from (f"{where}: the peer has no port {port['port']}"
                     for port in rule.get("ports", []) if "to" in rule and port["port"] not in theirs)  # fmt: skip
 
@@ -311,9 +339,20 @@ def storage_faults(documents: list[Manifest]) -> Iterator[str]:
             claim = claims.get(volume.get("persistentVolumeClaim", {}).get("claimName"))
             if claim is None and not remote:
                 yield f"{pod.where}: what lies in SAMPA_STATE_DIR is seen on no other node"
-            alone = claim is not None and claim["metadata"].get("annotations", {}).get(ONE_NODE) == "true"
-            if claim is not None and not alone and claim["spec"]["accessModes"] != ["ReadWriteMany"]:
+            if claim is not None and claim["spec"]["accessModes"] != ["ReadWriteMany"] and not _near(pod, ours):
                 yield f"{pod.where}: its claim must be ReadWriteMany, since workers are on other nodes"
+
+
+def _near(pod: Pod, ours: list[Pod]) -> bool:
+    """Say whether a pod must be on the node of all these; it is one of them, or else the first would have no node."""
+    terms = (
+        pod.spec.get("affinity", {}).get("podAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution", [])
+    )
+    return any(
+        term["topologyKey"] == "kubernetes.io/hostname"
+        and all(selects(term["labelSelector"], one.labels) for one in ours)
+        for term in terms
+    )
 
 
 def token_faults(documents: list[Manifest]) -> Iterator[str]:

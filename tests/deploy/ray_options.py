@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import functools
+import json
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
-from .manifests import Cluster, Manifest, clusters
+from sampa.service.room import Node
+from sampa.service.settings import ServiceSettings
+
+from .manifests import Cluster, Manifest, clusters, of_kind
 
 
 def option_faults(documents: list[Manifest]) -> list[str]:
@@ -22,7 +28,32 @@ def option_faults(documents: list[Manifest]) -> list[str]:
                 faults.append(f"{cluster.where}: Ray's autoscaler refuses it: {error}")
             else:
                 faults += [f"{cluster.where}: jobs would train on the head"] if head["CPU"] else []
+                faults += _room_faults(documents, cluster)
     return faults
+
+
+def _room_faults(documents: list[Manifest], cluster: Cluster) -> Iterator[str]:
+    """Yield a fault when SAMPA_NODES, by which jobs are refused, isn't what Ray's autoscaler may start."""
+    said, there = Counter(told_nodes(documents)), Counter(nodes_of(cluster))
+    if said != there:
+        yield f"{cluster.where}: SAMPA_NODES says {_counts(said)}, but Ray may start {_counts(there)}"
+
+
+def told_nodes(documents: list[Manifest]) -> list[Node]:
+    """Return the nodes that the API believes in."""
+    (text,) = (one["data"]["SAMPA_NODES"] for one in of_kind(documents, "ConfigMap") if "SAMPA_NODES" in one["data"])
+    return ServiceSettings(nodes=json.loads(text)).most_nodes() or []
+
+
+def nodes_of(cluster: Cluster) -> list[Node]:
+    """Return all nodes with processors for jobs that the autoscaler may start for a cluster."""
+    types = [one for one in believed(cluster)["available_node_types"].values() if one["max_workers"]]
+    return [Node(float(one["resources"]["CPU"]), float(one["resources"].get("GPU", 0)))
+            for one in types for _ in range(one["max_workers"])]  # fmt: skip
+
+
+def _counts(nodes: Counter[Node]) -> str:
+    return " and ".join(f"{count} with {node}" for node, count in sorted(nodes.items(), key=str))
 
 
 @functools.cache

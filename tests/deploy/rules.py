@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -47,6 +48,8 @@ def operator_faults(documents: list[Manifest]) -> list[str]:
             faults += [f"{where}: {fault}" for fault in _without_gate(CRON_GATE)]
     for cluster in clusters(documents):
         faults += [f"{cluster.where}: {fault}" for fault in cluster_faults(cluster)]
+        if not cluster.where.startswith("RayCluster ") and "upgradeStrategy" in cluster.spec:
+            faults.append(f"{cluster.where}: upgradeStrategy is refused in the cluster of a job")
     return faults
 
 
@@ -124,8 +127,13 @@ def job_faults(spec: Manifest) -> Iterator[str]:
 
 def _without_gate(gate: str) -> list[str]:
     """Return a fault when the operator's values don't name a gate."""
-    gates = {one["name"] for one in yaml.safe_load((DEPLOY / "operator" / "values.yaml").read_text())["featureGates"]}
-    return [] if gate in gates else [f"operator/values.yaml doesn't name the gate {gate}"]
+    return [] if gate in _gates() else [f"operator/values.yaml doesn't name the gate {gate}"]
+
+
+@functools.cache
+def _gates() -> frozenset[str]:
+    values = yaml.safe_load((DEPLOY / "operator" / "values.yaml").read_text())
+    return frozenset(one["name"] for one in values["featureGates"])
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from sampa.api.app import create_app
 from sampa.service.rayjob import read_template
 from sampa.service.settings import ServiceSettings
 
-from .consistency import reference_faults, variable_faults
+from .consistency import port_faults, reference_faults, variable_faults
 from .judge import faults
 from .manifests import ALL, DEPLOY, clusters, composed, manifests, of_kind, parsed, pods, the
 from .rules import GATES, ROCKSDB_GATE
@@ -17,20 +17,6 @@ def test_it_has_no_fault(part):
     assert faults(manifests(part)) == []
 
 
-def test_all_components_that_can_stand_together_do():
-    apart = {"rayjob", "gcs-ft-redis", "operator-networkpolicy"}  # one backend, one kind of GCS, one kind of policies
-    together = [part for part in ALL if part.startswith("components/") and part.split("/")[1] not in apart]
-    s3 = together.pop(together.index("components/s3"))
-    gpu = together.pop(together.index("components/gpu"))
-    documents = parsed(composed({"resources": ["base"], "components": [s3, gpu, *together]}))
-    assert faults(documents) == []
-
-
-def test_the_order_of_s3_and_gpu_is_told_when_it_is_wrong():
-    documents = parsed(composed({"resources": ["base"], "components": ["components/gpu", "components/s3"]}))
-    assert any("there is no PersistentVolumeClaim sampa-state" in fault for fault in faults(documents))
-
-
 def test_a_prefix_and_a_hash_reach_what_ray_refers_to():
     documents = parsed(composed({
         "resources": ["base"], "namePrefix": "my-",
@@ -39,9 +25,20 @@ def test_a_prefix_and_a_hash_reach_what_ray_refers_to():
                              "literals": ["SAMPA_TOKEN=x", "SAMPA_STORE_URL=x"]}],
     }))  # fmt: skip
     assert list(reference_faults(documents)) == []
+    (left,) = port_faults(documents)
+    assert "SAMPA_RAY_ADDRESS is http://sampa-head-svc:8265, but the head's service is http://my-sampa-head-svc" in left
+    assert "`namePrefix` isn't supported: the address of Ray's head" in (DEPLOY / "README.md").read_text()
     name = the(documents, "RayCluster")["spec"]["authOptions"]["secretName"]
     assert name.startswith("my-sampa-ray-auth-")
     assert the(documents, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == "my-sampa-api"
+
+
+@pytest.mark.parametrize("part", ["overlays/prod-gpu", "components/rayjob"])
+def test_another_namespace_is_one_for_all_of_it(part):
+    base, components = ("base", [part]) if part.startswith("components/") else (part, [])
+    documents = parsed(composed({"namespace": "team", "resources": [base], "components": components}))
+    assert faults(documents) == []
+    assert the(documents, "Namespace")["metadata"]["name"] == "team"
 
 
 def test_another_image_reaches_all_pods_and_ray_s_version(tmp_path):
@@ -69,17 +66,6 @@ def test_another_image_reaches_all_pods_and_ray_s_version(tmp_path):
     assert {pod.spec["containers"][0]["image"] for pod in pods(documents)} == {"host:5000/team/sampa:9-ray3.1"}
 
 
-def test_the_template_of_jobs_is_the_shared_cluster_but_for_the_head_which_has_one_job():
-    shared, template = (clusters(manifests(part))[0].spec for part in ("base", "components/rayjob"))
-    heads = [spec["headGroupSpec"]["template"]["spec"]["containers"][0] for spec in (shared, template)]
-    for head in heads:
-        del head["resources"]
-        (url,) = (one for one in head["env"] if one["name"] == "SAMPA_STORE_URL")
-        assert url.keys() == {"name", "valueFrom"}  # not in a spec, which more people may read
-        head["env"].sort(key=lambda one: str(one["name"]))
-    assert shared == template
-
-
 def test_the_api_can_start_jobs_from_the_template(tmp_path):
     documents = manifests("components/rayjob")
     path = tmp_path / "rayjob.yaml"
@@ -96,13 +82,18 @@ def test_only_a_job_s_backend_of_its_own_has_rights_in_the_cluster():
     assert pairs == {(verb, "rayjobs") for verb in ("create", "get", "list", "delete")}
 
 
-def test_probes_ask_at_routes_of_the_app(tmp_path):
-    class Nothing:
-        def run(self, stop): ...
-        def wake(self): ...
-        def health(self):
-            return {}
+class Nothing:
+    """A reconciler that does nothing."""
 
+    leads = False
+
+    def run(self, stop): ...
+    def wake(self): ...
+    def health(self):
+        return {}
+
+
+def test_probes_ask_at_routes_of_the_app(tmp_path):
     app = create_app(ServiceSettings(state_dir=tmp_path), reconciler=Nothing())
     routes = set(app.openapi()["paths"])
     (api,) = (pod for pod in pods(manifests("base")) if pod.kind == "Deployment")
@@ -112,6 +103,30 @@ def test_probes_ask_at_routes_of_the_app(tmp_path):
     }
     assert asked == {"startup": "/livez", "readiness": "/readyz?exclude=ray", "liveness": "/livez"}
     assert {path.partition("?")[0] for path in asked.values()} <= routes
+
+
+@pytest.mark.parametrize("part", ["components/ingress", "components/gateway"])
+def test_all_but_metrics_is_reached_from_outside(part, tmp_path):
+    documents = manifests(part)
+    if part == "components/ingress":
+        (rule,) = the(documents, "Ingress")["spec"]["rules"]
+        open_to = [(one["path"], one["pathType"] == "Prefix") for one in rule["http"]["paths"]]
+    else:
+        (rule,) = the(documents, "HTTPRoute")["spec"]["rules"]
+        open_to = [(one["path"]["value"], one["path"]["type"] == "PathPrefix") for one in rule["matches"]]
+    app = create_app(ServiceSettings(state_dir=tmp_path), reconciler=Nothing())
+    reached = {
+        route
+        for route in {*app.openapi()["paths"], app.openapi_url}
+        if any(route == path or (prefix and route.startswith(f"{path}/")) for path, prefix in open_to)
+    }
+    assert {*app.openapi()["paths"], app.openapi_url} - reached == {"/metrics"}
+
+
+def test_the_way_to_an_identity_is_a_policy():
+    (policy,) = parsed((DEPLOY / "components" / "s3" / "identity.example.yaml").read_text())
+    assert schema_faults([policy]) == []
+    assert policy["metadata"]["namespace"] == the(manifests("base"), "Namespace")["metadata"]["name"]
 
 
 def test_the_settings_are_those_that_the_service_takes():
@@ -151,3 +166,11 @@ def test_argocd_leaves_alone_what_the_autoscalers_set():
     assert schema_faults([application]) == []
     assert (DEPLOY.parent / application["spec"]["source"]["path"] / "kustomization.yaml").exists()
     assert "RespectIgnoreDifferences=true" in application["spec"]["syncPolicy"]["syncOptions"]
+
+
+def test_argocd_never_deletes_what_holds_checkpoints():
+    """It prunes what leaves the overlay, as the claim does with s3."""
+    for part in ("overlays/dev", "overlays/prod"):
+        for kind in ("Namespace", "PersistentVolumeClaim"):
+            kept = the(manifests(part), kind)["metadata"]["annotations"]["argocd.argoproj.io/sync-options"]
+            assert set(kept.split(",")) == {"Prune=false", "Delete=false"}

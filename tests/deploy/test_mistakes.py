@@ -219,6 +219,45 @@ MISTAKES: dict[str, tuple[Change, str]] = {
         lambda d: container(head(d))["volumeMounts"].append({"name": "kube-api-access", "mountPath": "/key"}),
         "can act in the cluster as the autoscaler",
     ),
+    "a store that is out of workers' reach, no more": (
+        lambda d: the(d, "NetworkPolicy", "sampa-ray")["spec"]["egress"][1]["ports"].append(
+            {"protocol": "TCP", "port": 5432}
+        ),
+        "it needs no store, but may call anybody at port 5432",
+    ),
+    "a head that can't reach the store": (
+        lambda d: the(d, "NetworkPolicy", "sampa-head")["spec"]["egress"].pop(),
+        "no policy lets it reach the store",
+    ),
+    "pods that can't find names": (
+        lambda d: the(d, "NetworkPolicy", "sampa-ray")["spec"]["egress"].pop(),
+        "no policy lets it ask for names",
+    ),
+    "a budget that keeps one head of many": (
+        lambda d: the(d, "PodDisruptionBudget", "sampa-head")["spec"].update(minAvailable=1),
+        "keeps 1 of up to 8 heads",
+    ),
+    "a budget that Kubernetes can't count": (
+        lambda d: the(d, "PodDisruptionBudget", "sampa-head")["spec"].update(maxUnavailable=0),
+        "takes no maxUnavailable of them",
+    ),
+    "an image that reaches the API alone": (
+        lambda d: cluster(d).pop("upgradeStrategy"),
+        "another image leaves its pods as they are",
+    ),
+    "an API that is killed while it waits to migrate": (
+        lambda d: container(api(d))["startupProbe"].update(failureThreshold=60),
+        "it has 120 s to start, but",
+    ),
+    "nodes that nobody was told of": (lambda d: group(d).update(maxReplicas=5), "but Ray may start 13 with"),
+    "workers larger than was told": (
+        lambda d: container(worker(d))["resources"]["requests"].update(cpu="4"),
+        "SAMPA_NODES says 12 with 2 processors and 0 GPUs, but Ray may start 8 with 2 processors",
+    ),
+    "nodes that are not told": (
+        lambda d: config(d).update(SAMPA_NODES='[{"cpus": 2, "count": 1}]'),
+        "SAMPA_NODES says 1",
+    ),
     "an autoscaler without a key": (
         lambda d: cluster(d)["autoscalerOptions"].pop("volumeMounts"),
         "the autoscaler has no token",
@@ -250,6 +289,24 @@ def test_it_is_refused(mistake):
     plant(documents)
     found = faults(documents)
     assert any(told in fault for fault in found), found
+
+
+OF_ONE_NODE: dict[str, Change] = {
+    "an API elsewhere": lambda d: api(d)["affinity"].pop("podAffinity"),
+    "workers elsewhere": lambda d: worker(d)["affinity"].pop("podAffinity"),
+    "a zone instead of a node": lambda d: head(d)["affinity"]["podAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ][0].update(topologyKey="topology.kubernetes.io/zone"),
+    "a first pod that asks for others than itself": lambda d: group(d)["template"].pop("metadata"),
+}
+
+
+@pytest.mark.parametrize("mistake", OF_ONE_NODE)
+def test_a_claim_for_one_node_with_pods_on_others_is_refused(mistake):
+    documents = manifests("overlays/dev")
+    OF_ONE_NODE[mistake](documents)
+    found = faults(documents)
+    assert any("its claim must be ReadWriteMany" in fault for fault in found), found
 
 
 def test_there_are_more_than_twenty_and_each_says_something_of_its_own():
@@ -339,7 +396,11 @@ def test_mistakes_in_the_template_of_jobs_are_seen_too():
     documents = manifests("components/rayjob")
     text = the(documents, "ConfigMap", "sampa-rayjob")["data"]
     text["rayjob.yaml"] = text["rayjob.yaml"].replace("DeleteSelf", "DeleteWorkers").replace("num-cpus", "num-cpu")
+    text["rayjob.yaml"] = text["rayjob.yaml"].replace(
+        "rayVersion:", "upgradeStrategy: {type: Recreate}\n    rayVersion:"
+    )
     found = faults(documents)
+    assert any("upgradeStrategy is refused in the cluster of a job" in fault for fault in found)
     assert any("DeleteWorkers can't be used" in fault for fault in found)
     assert any("no option num-cpu" in fault for fault in found)
     assert of_kind(documents, "RayCluster") == []

@@ -1,9 +1,11 @@
 """Ray's autoscaler on our clusters: it believes what is meant, and what jobs ask for has room."""
 
 import pytest
+from sampa.service.room import why_no_room
+from sampa.workers.plan import Workers
 
-from .manifests import clusters, manifests
-from .ray_options import believed, launched, options
+from .manifests import OVERLAYS, clusters, manifests
+from .ray_options import believed, launched, options, told_nodes
 
 GIB = 2**30
 
@@ -48,25 +50,26 @@ def test_jobs_with_gpus_get_nodes_that_have_some_and_the_others_don_t():
     assert launched(cluster, 2, {"CPU": 1}) == ({"ondemand": 1}, 0)
 
 
-@pytest.mark.parametrize(
-    ("part", "workers", "shape"),
-    [
-        ("overlays/dev", 2, {"CPU": 1}),
-        ("overlays/prod", 24, {"CPU": 1}),
-        ("overlays/prod-gpu", 10, {"CPU": 4, "GPU": 1}),
-        ("components/rayjob", 12, {"CPU": 2}),
-    ],
-)
-def test_the_largest_job_has_room_and_one_that_is_larger_never_has(part, workers, shape):
-    cluster = the_cluster(part)
-    started, nowhere = launched(cluster, workers, shape)
-    assert nowhere == 0
-    assert sum(started.values()) == sum(group.get("maxReplicas", 0) for name, group in cluster.groups()
-                                        if "GPU" not in shape or name.startswith("gpu"))  # fmt: skip
-    _, nowhere = launched(cluster, workers + 1, shape)
-    assert nowhere == 1
-    _, nowhere = launched(cluster, 1, shape | {"CPU": 64})
-    assert nowhere == 1
+PARTS = [*(f"overlays/{name}" for name in OVERLAYS), "components/rayjob"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_largest_job_that_the_api_takes_has_room_and_one_that_is_larger_it_refuses(part):
+    """For each kind of node of which the API was told, the most and largest workers: Ray would start them all."""
+    told, cluster = told_nodes(manifests(part)), the_cluster(part)
+    for node in set(told):
+        shape = {"CPU": node.cpus, "GPU": node.gpus} if node.gpus else {"CPU": node.cpus}
+        workers = Workers(min=1, max=1, cpus=node.cpus, gpus=node.gpus)
+        most = sum(one.holds(workers) for one in told)
+        assert why_no_room(workers.model_copy(update={"min": most}), told) == ""
+        started, nowhere = launched(cluster, most, shape)
+        assert nowhere == 0
+        assert sum(started.values()) == sum(one.holds(workers) > 0 for one in told)
+        assert why_no_room(workers.model_copy(update={"min": most + 1}), told) != ""
+        assert launched(cluster, most + 1, shape)[1] == 1
+    wider = Workers(min=1, max=1, cpus=max(node.cpus for node in told) + 1)
+    assert why_no_room(wider, told) != ""
+    assert launched(cluster, 1, {"CPU": wider.cpus})[1] == 1
 
 
 def test_ray_start_has_the_options_that_are_used():

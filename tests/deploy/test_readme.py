@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 
 import yaml
@@ -10,11 +11,27 @@ from sampa.api.presets import preset_of
 from sampa.api.serve import STREAMS_DEADLINE_S
 
 from .consistency import DRAIN, given
-from .manifests import ALL, COMPONENTS, DEPLOY, OVERLAYS, ROOT, examples, manifests, of_kind, pods, the, tool, variables
+from .manifests import (
+    ALL,
+    COMPONENTS,
+    DEPLOY,
+    OVERLAYS,
+    ROOT,
+    clusters,
+    examples,
+    kustomized,
+    manifests,
+    of_kind,
+    parsed,
+    pods,
+    the,
+    tool,
+    variables,
+)
 from .test_mistakes import MISTAKES
 
 TEXT = (DEPLOY / "README.md").read_text()
-VERBS = ("apply", "create", "exec", "get", "port-forward", "rollout")
+VERBS = ("apply", "create", "delete", "exec", "get", "port-forward", "replace", "rollout", "scale")
 COMMANDS = [
     line[2:]
     for block in re.findall(r"^```console\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
@@ -54,13 +71,14 @@ def test_the_secrets_of_the_quick_path_are_those_that_the_overlay_needs():
         literals = [word.partition("=")[2] for word in command if word.startswith("--from-literal=")]
         made[command[6]] = {literal.partition("=")[0] for literal in literals}
     needed = {source["secretKeyRef"]["name"] for pod in pods(manifests("overlays/dev")) for container in pod.containers
-              for source in variables(container).values() if isinstance(source, dict)}  # fmt: skip
+              for source in variables(container).values()
+              if isinstance(source, dict) and not source["secretKeyRef"].get("optional")}  # fmt: skip
     assert set(made) == needed
     assert made == {name: examples()[name] for name in needed}
 
 
 def test_the_quick_path_applies_what_it_waits_for_and_asks():
-    (applied,) = commands("kubectl", "apply", "--kustomize")
+    applied, *_ = commands("kubectl", "apply", "--kustomize")
     documents = manifests(applied[3].removeprefix("deploy/"))
     assert applied[3].removeprefix("deploy/overlays/") in OVERLAYS
     namespace = the(documents, "Namespace")["metadata"]["name"]
@@ -78,6 +96,70 @@ def test_the_quick_path_applies_what_it_waits_for_and_asks():
     assert preset_of("digits")
     postgres = the(documents, "Service", "sampa-postgres")["metadata"]["name"]
     assert f"@{postgres}/sampa" in TEXT
+
+
+def test_the_images_that_are_made_are_those_that_pods_ask_for(tmp_path):
+    """With kind, under the name in the manifests; else under the one that the reader is told to write there."""
+    asked = {pod.spec["containers"][0]["image"] for pod in pods(manifests("overlays/dev")) if pod.kind != "StatefulSet"}
+    built = [option(command, "--tag") for command in commands("docker", "build")]
+    assert {command[3] for command in commands("kind", "load", "docker-image")} == asked == {built[0]}
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    path = tmp_path / "deploy" / "components" / "image" / "kustomization.yaml"
+    (name,) = re.findall(r"`newName: (\S+)`", TEXT)
+    path.write_text(re.sub(r"newName: \S+", f"newName: {name}", path.read_text()))
+    documents = parsed(kustomized(tmp_path / "deploy" / "overlays" / "dev"))
+    asked = {pod.spec["containers"][0]["image"] for pod in pods(documents) if pod.kind != "StatefulSet"}
+    assert {command[2] for command in commands("docker", "push")} == asked == {built[1]}
+    assert len(built) == 2
+
+
+def test_the_node_that_is_asked_for_holds_all_of_dev():
+    documents = manifests("overlays/dev")
+    needed = [
+        added["requests"]
+        for cluster in clusters(documents)
+        for added in [cluster.spec["autoscalerOptions"]["resources"]]
+    ]
+    for pod in pods(documents):
+        copies = (pod.group or {}).get("maxReplicas", 1)
+        needed += [container["resources"]["requests"] for container in pod.containers] * copies
+    cpus, memory = (sum(amount(one[name]) for one in needed) for name in ("cpu", "memory"))
+    said = re.search(r"with (\d+) processors and (\d+) GiB free on one node", TEXT)
+    assert 0.5 < cpus / int(said[1]) <= 1
+    assert 0.8 < memory / (int(said[2]) * 2**30) <= 1
+    comment = (DEPLOY / "overlays" / "dev" / "kustomization.yaml").read_text().replace("\n# ", " ")
+    assert f"{said[1]} processors and {said[2]} GiB free" in comment
+
+
+def amount(quantity):
+    number, unit = re.fullmatch(r"(\d+)(m|Mi|Gi|)", quantity).groups()
+    return int(number) * {"m": 0.001, "Mi": 2**20, "Gi": 2**30, "": 1}[unit]
+
+
+def test_the_upgrade_stops_what_is_there_and_starts_as_many_as_the_least():
+    documents = manifests("overlays/prod")
+    stop, start = commands("kubectl", "--namespace", "sampa", "scale")
+    assert (stop[4], option(stop, "--replicas")) == ("deployment/sampa-api", "0")
+    least = the(documents, "HorizontalPodAutoscaler")["spec"]["minReplicas"]
+    assert (start[4], option(start, "--replicas")) == ("deployment/sampa-api", str(least))
+    ((*_, cluster, _),) = commands("kubectl", "--namespace", "sampa", "delete")
+    assert cluster == f"raycluster/{the(documents, 'RayCluster')['metadata']['name']}"
+    assert the(documents, "RayCluster")["spec"]["upgradeStrategy"] == {"type": "Recreate"}
+    (install,), (upgrade,) = commands("helm", "install"), commands("helm", "upgrade")
+    assert option(install, "--version") == option(upgrade, "--version")
+    (crds,) = commands("kubectl", "replace")
+    assert crds[3].endswith(f"?ref=v{option(install, '--version')}")
+
+
+def test_what_prod_needs_is_told():
+    documents = manifests("overlays/prod")
+    for kind in ("PodMonitor", "PrometheusRule"):
+        assert {one["metadata"]["labels"]["release"] for one in of_kind(documents, kind)} == {"kube-prometheus-stack"}
+    assert of_kind(documents, "HorizontalPodAutoscaler")
+    assert "metrics server" in TEXT
+    allowed = the(documents, "NetworkPolicy", "sampa-monitoring-to-ray")["spec"]["ingress"][0]["from"][0]
+    (namespace,) = allowed["namespaceSelector"]["matchLabels"].values()
+    assert f"namespace `{namespace}`" in re.sub(r"\s+", " ", TEXT)
 
 
 def test_kubectl_has_the_options_that_are_used():
