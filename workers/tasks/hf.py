@@ -17,14 +17,15 @@ from ..errors import TaskError
 from ..models.choice import ModelChoice, ModelName
 from ..packages import need
 from .augmentation import Augmentation
-from .files import folder
+from .files import folder, loaded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..images import Scale
+    from ..images import Images
     from ..task import MapStyle, Task
 
+_OF_THE_NETWORK = {"model_params", "pretrained", "upsample", "augment"}  # parameters that change nothing of the data
 Columns = Annotated[tuple[str, ...], Field(min_length=1, max_length=2)]
 
 
@@ -68,8 +69,37 @@ def build(**params: object) -> Task:
         TaskError: If a package isn't installed, or a split or column isn't there.
     """
     settings = Params.model_validate(params)
+    place = folder(settings.dataset)
+    files = sorted(place.rglob("*")) if place.is_dir() else []
+    rows = loaded(_read, settings.model_dump_json(exclude=_OF_THE_NETWORK), files=files)
+    return _text_task(settings, rows) if settings.text else _image_task(settings, rows)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is trained and measured on.
+
+    Attributes:
+        sets: By what they are for.
+        outputs: Of the network: how many classes there are, or 1.
+        words: How many the tokenizer knows; 0 for pictures.
+    """
+
+    sets: Mapping[str, Any]
+    outputs: int
+    words: int = 0
+
+
+def _read(asked: str) -> _Rows:
+    """Return the rows of parameters, as JSON."""
+    settings = Params.model_validate_json(asked)
     splits = _splits(settings)
-    return _text_task(settings, splits) if settings.text else _image_task(settings, splits)
+    if settings.text is None:
+        return _Rows(_pictures(settings, splits), _classes(settings, splits))
+    transformers = need("transformers", "task hf", "transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(settings.tokenizer or settings.model.removeprefix("hf:"))
+    outputs = 1 if settings.regression else _classes(settings, splits)
+    return _Rows({use: _tokens(tokenizer, split, settings) for use, split in splits.items()}, outputs, len(tokenizer))
 
 
 def _splits(settings: Params) -> dict[str, Any]:
@@ -124,26 +154,20 @@ def _classes(settings: Params, splits: Mapping[str, Any]) -> int:
     return max(getattr(feature, "num_classes", None) or 2, most)
 
 
-def _text_task(settings: Params, splits: Mapping[str, Any]) -> Task:
+def _text_task(settings: Params, rows: _Rows) -> Task:
     from ..models.libraries import Logits, transformer
     from ..task import Task
 
-    transformers = need("transformers", "task hf", "transformers")
     name = settings.model.removeprefix("hf:")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(settings.tokenizer or name)
-    outputs = 1 if settings.regression else _classes(settings, splits)
     options: dict[str, JsonValue] = {**settings.model_params}
     if not settings.pretrained and "vocab_size" not in options:
-        options["vocab_size"] = len(tokenizer)
-    model = transformer("AutoModelForSequenceClassification", name, outputs, settings.pretrained, options)
-    rows = {use: _tokens(tokenizer, split, settings) for use, split in splits.items()}
+        options["vocab_size"] = rows.words
+    model = transformer("AutoModelForSequenceClassification", name, rows.outputs, settings.pretrained, options)
     return Task(
         model=Logits(model),
         loss=squared_error if settings.regression else None,
         metrics=(lambda model, batch: {"loss": squared_error(model, batch)}) if settings.regression else None,
-        train=rows["train"],
-        validation=rows.get("validation"),
-        test=rows.get("test"),
+        **rows.sets,
     )
 
 
@@ -178,29 +202,25 @@ def _tokens(tokenizer: Any, split: Any, settings: Params) -> MapStyle:
     return Tokens({name: found[name] for name in tokenizer.model_input_names if name in found}, targets)
 
 
-def _image_task(settings: Params, splits: Mapping[str, Any]) -> Task:
-    from ..images import scale_of
+def _image_task(settings: Params, rows: _Rows) -> Task:
     from ..task import Task
 
-    pixels = {use: _pixels(split, settings) for use, split in splits.items()}
-    scale = scale_of(pixels["train"])
-    rows = {use: _images(pixels[use], split, settings, scale) for use, split in splits.items()}
-    side = settings.image_size
+    side, scale = settings.image_size, rows.sets["train"].scale
     return Task(
-        model=settings.build((3, side, side), _classes(settings, splits)),
-        train=rows["train"],
-        validation=rows.get("validation"),
-        test=rows.get("test"),
+        model=settings.build((3, side, side), rows.outputs),
         augment=settings.augment.function(scale.black) if settings.augment else None,
+        **rows.sets,
     )
 
 
-def _images(pixels: Tensor, split: Any, settings: Params, scale: Scale) -> MapStyle:
+def _pictures(settings: Params, splits: Mapping[str, Any]) -> dict[str, Images]:
     import torch
 
-    from ..images import Images
+    from ..images import Images, scale_of
 
-    return Images(pixels, torch.tensor(split[settings.target][:]), scale)
+    pixels = {use: _pixels(split, settings) for use, split in splits.items()}
+    scale = scale_of(pixels["train"])
+    return {use: Images(pixels[use], torch.tensor(split[settings.target][:]), scale) for use, split in splits.items()}
 
 
 def _pixels(split: Any, settings: Params) -> Tensor:
