@@ -58,10 +58,11 @@ def test_any_two_stand_together_on_the_base(pair):
     assert judged(text) == []
 
 
+@pytest.mark.parametrize("gcs", ["gcs-ft-redis", "gcs-ft-rocksdb"])
 @pytest.mark.parametrize("backwards", [False, True])
-def test_all_that_go_together_do_in_either_order(backwards):
-    apart = {"rayjob", "gcs-ft-redis", "operator-networkpolicy"}  # one backend, one kind of GCS, one kind of policies
-    text, said = tried("base", *sorted(set(BESIDE) - apart, reverse=backwards))
+def test_all_that_go_together_do_in_either_order(backwards, gcs):
+    others = set(BESIDE) - {"rayjob", "gcs-ft-redis", "gcs-ft-rocksdb"}
+    text, said = tried("base", *sorted(others | {gcs}, reverse=backwards))
     assert said == ""
     assert judged(text) == []
 
