@@ -38,7 +38,7 @@ Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_le
 Known = Annotated[str | None, Header(alias="If-None-Match")]
 Events = Annotated[EventQuery, Query()]
 Accept = Annotated[str, Header()]
-LastEvent = Annotated[int | None, Header(alias="Last-Event-ID", ge=0)]
+LastEvent = Annotated[int | None, Header(alias="Last-Event-ID", ge=0, lt=2**31)]
 Record = TypeVar("Record", Job, Sweep)
 
 

@@ -97,6 +97,13 @@ def test_a_stream_starts_where_it_is_told(
     assert end["event"] == "end"
 
 
+@pytest.mark.parametrize("number", [-1, 10**30])
+def test_a_stream_from_a_number_that_no_event_has_is_refused(http: httpx.Client, running: Job, number: int) -> None:
+    headers = {"Accept": "text/event-stream", "Last-Event-ID": str(number)}
+    answer = http.get(f"/v1/jobs/{running.id}/events", headers=headers)
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:sampa:problem:invalid-request")
+
+
 def test_a_reader_that_drops_at_random_points_misses_nothing_and_sees_nothing_twice(
     server: ServerProcess, shared: Store
 ) -> None:
