@@ -1,8 +1,8 @@
 """KubeRay in miniature: a Kubernetes API, an operator and a kubelet in one process, and real Ray in the containers.
 
-Ray's own autoscaler reads and patches the RayCluster, the operator here makes and deletes pods as KubeRay's does, and
-the kubelet here runs each as ``ray start --block`` in a container of its own. Pods are processes on loopback addresses:
-127.0.0.2 is the head's, since Ray takes 127.0.0.1 for the address of the machine.
+Ray's own autoscaler reads and patches the RayCluster of deploy/base, the operator here makes and deletes pods as
+KubeRay's does, and the kubelet here runs each as ``ray start --block`` in a container of its own. Pods are processes on
+loopback addresses: 127.0.0.2 is the head's, since Ray takes 127.0.0.1 for the address of the machine.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from ..fake_kube import FakeKube, Resource, fake_kube
+from ..documents import patched
+from ..fake_kube import FakeKube, Refused, Resource, fake_kube
+from .manifests import Cluster, manifests, the, variables
+from .ray_options import believed
 
-NAME, NAMESPACE, GROUP, HEAD_GROUP = "sampa", "sampa", "spot", "headgroup"
+NAME, NAMESPACE, HEAD_GROUP, ON_DEMAND, SPOT = "sampa", "sampa", "headgroup", "ondemand", "spot"
 HEAD_ADDRESS = "127.0.0.2"
 CONTAINER = Path(__file__).with_name("container.py")
 UP = "Ray runtime started."
@@ -39,37 +42,43 @@ OURS = ("RAY_", "SAMPA_", "KUBERNETES_")  # how variables begin that a pod has f
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RES_OPTIONS": "timeout:1 attempts:1"}
 
 
-def raycluster(*, workers: int = 2, idle_s: float = 20, drain_s: int = 20) -> Resource:
-    """Return a RayCluster of a head without processors and one group, of nodes with room for one worker each."""
+GROUPS = "/spec/workerGroupSpecs"
+ADDED = [  # what a Kubernetes adds, by the defaults of KubeRay's schema
+    {"op": "add", "path": f"{GROUPS}/{index}/{name}", "value": value}
+    for index in (0, 1)
+    for name, value in {"replicas": 0, "numOfHosts": 1, "scaleStrategy": {"workersToDelete": []}}.items()
+]
+SMALL = [  # what one machine, and a test's time, can't do
+    {"op": "replace", "path": "/spec/autoscalerOptions/idleTimeoutSeconds", "value": 20},
+    {"op": "replace", "path": f"{GROUPS}/0/maxReplicas", "value": 1},
+    {"op": "replace", "path": f"{GROUPS}/1/maxReplicas", "value": 1},
+    *(
+        {"op": "add", "path": f"{group}/rayStartParams/object-store-memory", "value": "100000000"}
+        for group in ("/spec/headGroupSpec", f"{GROUPS}/0", f"{GROUPS}/1")
+    ),
+]
 
-    def template(cpus: str, variables: Mapping[str, str], grace_s: int) -> Resource:
-        env = [{"name": name, "value": value} for name, value in variables.items()]
-        limits = {"cpu": cpus, "memory": "1Gi"}
-        container = {"name": "ray", "image": "sampa", "env": env, "resources": {"limits": limits}}
-        return {"spec": {"terminationGracePeriodSeconds": grace_s, "containers": [container]}}
+Secrets = Mapping[tuple[str, str], str]  # what is in which Secret, under which key
 
-    object_store = {"object-store-memory": "100000000"}
-    return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayCluster",
-        "metadata": {"name": NAME, "namespace": NAMESPACE},
-        "spec": {
-            "enableInTreeAutoscaling": True,
-            "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": idle_s},
-            "headGroupSpec": {"rayStartParams": {"num-cpus": "0", **object_store}, "template": template("1", {}, 30)},
-            "workerGroupSpecs": [
-                {
-                    "groupName": GROUP,
-                    "minReplicas": 0,
-                    "maxReplicas": workers,
-                    "replicas": 0,  # here and below, what the real API adds
-                    "numOfHosts": 1,
-                    "scaleStrategy": {"workersToDelete": []},
-                    "rayStartParams": object_store,
-                    "template": template("1", {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(drain_s)}, drain_s + 20),
-                }
-            ],
-        },
+
+def raycluster() -> Resource:
+    """Return the RayCluster of deploy/base, as a Kubernetes keeps it."""
+    return patched(the(manifests("base"), "RayCluster"), ADDED)  # type: ignore[no-any-return]
+
+
+def small(cluster: Resource) -> Resource:
+    """Return a RayCluster of the same groups, of one node each at most, that this machine has room for."""
+    return patched(cluster, SMALL)  # type: ignore[no-any-return]
+
+
+def resolved(given: Mapping[str, Any], secrets: Secrets) -> dict[str, str]:
+    """Return the variables of a container as its process has them: what is in Secrets comes from there, if it may be
+    missing only where it is there."""
+    plain = {name: value for name, value in given.items() if isinstance(value, str)}
+    references = {name: value["secretKeyRef"] for name, value in given.items() if name not in plain}
+    keys = {name: (one["name"], one["key"]) for name, one in references.items()}
+    return plain | {
+        name: secrets[key] for name, key in keys.items() if key in secrets or not references[name].get("optional")
     }
 
 
@@ -140,16 +149,22 @@ class Miniature:
         timeline: Where what happens is noted.
         environment: Variables of all containers, beside those of this process that are not Ray's or ours.
         cluster: The RayCluster to run.
+        secrets: What is in the Secrets that it refers to.
+
+    Attributes:
+        room_for_a_head: Whether a machine is free for the head's pod; where there is none, it waits.
     """
 
-    def __init__(self, folder: Path, timeline: Timeline, environment: Mapping[str, str], cluster: Resource) -> None:
-        self.folder, self.timeline = folder, timeline
-        self._cluster = cluster
+    def __init__(
+        self, folder: Path, timeline: Timeline, environment: Mapping[str, str], cluster: Resource, secrets: Secrets
+    ) -> None:
+        self.folder, self.timeline, self.room_for_a_head = folder, timeline, True
+        self._cluster, self._secrets = cluster, secrets
         self._environment = _foreign(os.environ) | QUIET | dict(environment)
         self._gcs, self._dashboard, self._client, self._metrics = free_ports(HEAD_ADDRESS, 4)
         self._pods: dict[str, Pod] = {}
         self._addresses = (f"127.0.0.{number}" for number in range(3, 255))
-        self._noted: Any = None
+        self._noted: dict[str, Any] = {}
         self._closing = threading.Event()
         self._trouble: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="miniature")
@@ -191,13 +206,14 @@ class Miniature:
         """Return the pod of the head that is up, or None."""
         return next((pod.name for pod in self._pods.copy().values() if pod.head and pod.ready), None)
 
-    def workers(self) -> list[str]:
-        """Return the worker pods whose Ray is up and that are not told to end, in the order in which they came."""
-        return [pod.name for pod in self._pods.copy().values() if pod.ready and not pod.head]
+    def workers(self, *groups: str) -> list[str]:
+        """Return the worker pods whose Ray is up and that are not told to end, of some groups or of all."""
+        ready = [pod for pod in self._pods.copy().values() if pod.ready and not pod.head]
+        return [pod.name for pod in ready if not groups or pod.group in groups]
 
-    def pods(self) -> list[str]:
-        """Return the worker pods that are there, in whatever state."""
-        return [pod["metadata"]["name"] for pod in self._labelled("node-type", "worker")]
+    def pods(self, node_type: str = "worker") -> list[str]:
+        """Return the worker pods, or the heads, that are there in whatever state."""
+        return [pod["metadata"]["name"] for pod in self._labelled("node-type", node_type)]
 
     def replicas(self) -> int:
         """Return how many workers the autoscaler wants."""
@@ -213,6 +229,16 @@ class Miniature:
         """Let a pod's machine fail: kill -9 of all that runs there."""
         self.timeline.note("cloud", f"the machine of {name} fails: SIGKILL")
         self._pods[name].containers[0].kill()
+
+    def delete(self) -> None:
+        """Delete the RayCluster; its pods go with it, each with its grace."""
+        self.timeline.note("user", "deletes the RayCluster")
+        self.kube.delete("rayclusters", NAME)
+
+    def apply(self) -> None:
+        """Make the RayCluster again."""
+        self.timeline.note("user", "applies the RayCluster")
+        self.kube.create("rayclusters", self._cluster)
 
     def check(self) -> None:
         """Raise what has gone wrong in the stand-ins, if anything has."""
@@ -239,7 +265,13 @@ class Miniature:
 
     def _operate(self) -> None:
         """Make one pass over the RayCluster, as KubeRay's operator does with autoscaling on."""
-        spec = self.kube.get("rayclusters", NAME)["spec"]
+        try:
+            spec = self.kube.get("rayclusters", NAME)["spec"]
+        except Refused:  # it was deleted, and its pods are to go with it
+            self._noted = {}
+            for pod in self.kube.list("pods"):
+                self._delete(pod["metadata"]["name"])
+            return
         heads = self._labelled("node-type", "head")
         if not heads:
             self._create("head", HEAD_GROUP, spec["headGroupSpec"]["template"])
@@ -251,7 +283,7 @@ class Miniature:
                 continue  # others are made in the next pass
             names = {pod["metadata"]["name"] for pod in pods}
             unwanted = names & set(group["scaleStrategy"]["workersToDelete"] or ())
-            self._note_wish(group["replicas"], sorted(unwanted))
+            self._note_wish(group["groupName"], group["replicas"], sorted(unwanted))
             for name in unwanted:
                 self._delete(name)
             for _ in range(group["replicas"] - len(names - unwanted)):  # one that is still ending has its place
@@ -260,10 +292,11 @@ class Miniature:
     def _labelled(self, label: str, value: str) -> list[Resource]:
         return self.kube.list("pods", {f"ray.io/{label}": value})
 
-    def _note_wish(self, replicas: int, unwanted: list[str]) -> None:
-        if self._noted != (replicas, unwanted):
-            self._noted = replicas, unwanted
-            self.timeline.note("autoscaler", f"wants {replicas} workers" + "".join(f", not {one}" for one in unwanted))
+    def _note_wish(self, group: str, replicas: int, unwanted: list[str]) -> None:
+        if self._noted.get(group, (0, [])) != (replicas, unwanted):
+            self._noted[group] = replicas, unwanted
+            but = "".join(f", not {one}" for one in unwanted)
+            self.timeline.note("autoscaler", f"wants {replicas} workers of the group {group}{but}")
 
     def _create(self, node_type: str, group: str, template: Resource) -> None:
         kind = "head" if node_type == "head" else f"{group}-worker"
@@ -289,12 +322,16 @@ class Miniature:
         """Start a pod's container once the last one is up: two at once may both be late on a small machine."""
         if any(not pod.up for pod in self._pods.values()):
             return
-        pods = self.kube.list("pods")
-        waiting = [pod for pod in pods if pod["metadata"]["name"] not in self._pods]
-        heads_first = sorted(waiting, key=lambda pod: pod["metadata"]["labels"]["ray.io/node-type"] != "head")
-        for document in heads_first[:1]:
-            if self.head() is not None or document["metadata"]["labels"]["ray.io/node-type"] == "head":
-                self._start(document)
+        waiting = [pod for pod in self.kube.list("pods") if pod["metadata"]["name"] not in self._pods]
+        for document in waiting:
+            if "deletionTimestamp" in document["metadata"]:  # nothing of it runs
+                self.kube.delete("pods", document["metadata"]["name"])
+                return
+        heads = [pod for pod in waiting if pod["metadata"]["labels"]["ray.io/node-type"] == "head"]
+        if heads and self.room_for_a_head:
+            self._start(heads[0])
+        elif waiting and self.head() is not None:
+            self._start(waiting[0])
 
     def _start(self, document: Resource) -> None:
         name, labels = document["metadata"]["name"], document["metadata"]["labels"]
@@ -308,8 +345,11 @@ class Miniature:
         """Return the command of a pod's Ray: what its group says, what the operator adds, and where it runs here."""
         spec = self._cluster["spec"]
         group = next((one for one in spec["workerGroupSpecs"] if one["groupName"] == pod.group), spec["headGroupSpec"])
-        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        options = {"num-cpus": limits["cpu"], **group["rayStartParams"]}
+        node = believed(Cluster(f"RayCluster {NAME}", spec))["available_node_types"][pod.group]
+        options = {"num-cpus": node["resources"]["CPU"], "memory": node["resources"]["memory"]}
+        if node["labels"]:
+            options["labels"] = ",".join(f"{name}={value}" for name, value in node["labels"].items())
+        options |= group["rayStartParams"]
         if pod.head:
             where = {"port": self._gcs, "dashboard-host": HEAD_ADDRESS, "dashboard-port": self._dashboard}
             options |= {**where, "ray-client-server-port": self._client, "include-dashboard": "true"}
@@ -324,17 +364,23 @@ class Miniature:
 
     def _variables(self, document: Resource) -> dict[str, str]:
         """Return the environment of a pod's Ray: that of its template, and what the operator adds."""
-        given = {one["name"]: one["value"] for one in document["spec"]["containers"][0].get("env", ())}
+        container = document["spec"]["containers"][0]
+        assert "envFrom" not in container, "only variables by name are played"
         name, group = document["metadata"]["name"], document["metadata"]["labels"]["ray.io/group"]
         added = {"RAY_CLOUD_INSTANCE_ID": name, "RAY_NODE_TYPE_NAME": group, "RAY_enable_autoscaler_v2": "1"}
-        return {**given, **added}
+        return {**resolved(variables(container), self._secrets), **added, **self._token()}
 
-    def _container(self, name: str, command: list[str], variables: Mapping[str, str]) -> Container:
+    def _token(self) -> dict[str, str]:
+        """Return what the operator adds for the cluster's token."""
+        auth = self._cluster["spec"]["authOptions"]
+        return {"RAY_AUTH_MODE": auth["mode"], "RAY_AUTH_TOKEN": self._secrets[auth["secretName"], "auth_token"]}
+
+    def _container(self, name: str, command: list[str], its_own: Mapping[str, str]) -> Container:
         log = self.folder / f"{name}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, str(CONTAINER), *command],
-                env=self._environment | dict(variables),
+                env=self._environment | dict(its_own),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -374,8 +420,8 @@ class Miniature:
             self.timeline.note("kubelet", f"Ray of {pod.name} is up")
             if pod.head:
                 command = [sys.executable, "-c", AUTOSCALER, NAME, NAMESPACE, f"{HEAD_ADDRESS}:{self._gcs}"]
-                variables = {**self.kube.environment(), "RAY_HEAD_POD_NAME": pod.name}
-                pod.containers.append(self._container(f"{pod.name}-autoscaler", command, variables))
+                there = {**self.kube.environment(), **self._token(), "RAY_HEAD_POD_NAME": pod.name}
+                pod.containers.append(self._container(f"{pod.name}-autoscaler", command, there))
         elif time.monotonic() - pod.began > UP_S:
             self.timeline.note("kubelet", f"Ray of {pod.name} was not up within {UP_S:g} s")
             ray.kill()

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sampa.api.client import Client
@@ -27,6 +26,7 @@ from ..api.fakes import fake_ray
 from ..api.processes import until
 from .consistency import given
 from .manifests import Manifest, Pod, manifests, pods
+from .miniature import resolved
 
 TOKEN, RAY_TOKEN = "of-a-secret-0123456789", "of-another-0123456789"
 
@@ -119,7 +119,7 @@ def running(
         ("sampa-secrets", "SAMPA_STORE_URL"): store_url,
         ("sampa-ray-auth", "auth_token"): RAY_TOKEN,
     }
-    variables = dict(_resolved(given(manifests("overlays/prod"), pod), secrets))
+    variables = resolved(given(manifests("overlays/prod"), pod), secrets)
     mounted = {one["mountPath"] for one in container["volumeMounts"]}
     assert int(variables["SAMPA_PORT"]) == container["ports"][0]["containerPort"]
     assert mounted == {variables["SAMPA_STATE_DIR"], variables["HOME"]}, "nothing else can be written to"
@@ -131,18 +131,6 @@ def running(
     assert here.keys() <= variables.keys()
     with started(container["command"] + container.get("args", []), prefix, log, variables | here) as served:
         yield served
-
-
-def _resolved(variables: dict[str, Any], secrets: dict[tuple[str, str], str]) -> Iterator[tuple[str, str]]:
-    """Yield each variable with its value; of one that comes from a Secret, what is in it, unless it may be missing."""
-    for name, value in variables.items():
-        if isinstance(value, str):
-            yield name, value
-            continue
-        reference = value["secretKeyRef"]
-        key = reference["name"], reference["key"]
-        if key in secrets or not reference.get("optional"):
-            yield name, secrets[key]
 
 
 @pytest.fixture

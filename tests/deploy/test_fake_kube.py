@@ -17,25 +17,26 @@ import pytest
 from ..api.processes import until
 from ..documents import patched
 from ..fake_kube import FakeKube, Refused, fake_kube
-from .miniature import CONTAINER, GROUP, NAME, NAMESPACE, raycluster
+from .miniature import CONTAINER, NAME, NAMESPACE, SPOT, raycluster
 
 
 @pytest.fixture
 def kube(tmp_path: Path) -> Iterator[FakeKube]:
     with fake_kube(tmp_path) as kube:
-        kube.create("rayclusters", raycluster(workers=3))
+        kube.create("rayclusters", raycluster())
         yield kube
 
 
 def pod(name: str, **labels: str) -> dict[str, Any]:
-    labels = {"cluster": NAME, "node_type": "worker", "group": GROUP} | labels
+    labels = {"cluster": NAME, "node_type": "worker", "group": SPOT} | labels
     named = {f"ray.io/{key.replace('_', '-')}": value for key, value in labels.items()}
     running = {"phase": "Running", "containerStatuses": [{"state": {"running": {}}}]}
     return {"metadata": {"name": name, "labels": named}, "spec": {}, "status": running}
 
 
 def group(kube: FakeKube) -> dict[str, Any]:
-    return kube.get("rayclusters", NAME)["spec"]["workerGroupSpecs"][0]  # type: ignore[no-any-return]
+    groups = kube.get("rayclusters", NAME)["spec"]["workerGroupSpecs"]
+    return next(one for one in groups if one["groupName"] == SPOT)
 
 
 def test_rays_own_provider_launches_and_terminates_through_it(kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +50,7 @@ def test_rays_own_provider_launches_and_terminates_through_it(kube: FakeKube, mo
         monkeypatch.setattr(node_provider, f"KUBERAY_{constant}", where[f"RAY_KUBERAY_{constant}"])
     provider = KubeRayProvider(NAME, {"namespace": NAMESPACE}, gcs_client=None)
     assert provider.get_non_terminated() == {}
-    provider.launch({GROUP: 2}, "first")
+    provider.launch({SPOT: 2}, "first")
     assert group(kube)["replicas"] == 2
     for name in ("a", "b"):
         kube.create("pods", pod(name))
@@ -81,7 +82,7 @@ def test_documents_have_versions_and_are_deleted_in_two_steps_where_there_is_a_g
     assert int(marked["metadata"]["resourceVersion"]) > int(made["metadata"]["resourceVersion"])
     again = kube.delete("pods", "a", grace_s=5)
     assert again["metadata"]["deletionTimestamp"] == marked["metadata"]["deletionTimestamp"]
-    assert kube.list("pods", {"ray.io/group": GROUP, "ray.io/node-type": "worker"}) == [again]
+    assert kube.list("pods", {"ray.io/group": SPOT, "ray.io/node-type": "worker"}) == [again]
     assert kube.list("pods", {"ray.io/node-type": "head"}) == []
     kube.delete("pods", "a")
     with pytest.raises(Refused, match='pods "a" not found'):

@@ -11,7 +11,7 @@ import pytest
 
 from ..api.processes import until
 from . import miniature
-from .miniature import GROUP, NAME, UP, Miniature, Pod, Timeline, raycluster
+from .miniature import NAME, ON_DEMAND, SPOT, UP, Miniature, Pod, Timeline, raycluster, resolved
 
 SLEEPER = f"""
 import signal, sys, time
@@ -19,6 +19,7 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 print({UP!r}, flush=True)
 time.sleep(600)
 """
+SECRETS = {("sampa-ray-auth", "auth_token"): "of-rays", ("sampa-secrets", "SAMPA_STORE_URL"): "sqlite:///a.db"}
 DEAF = SLEEPER.replace("sys.exit(1)", "print('not yet')")
 
 
@@ -30,11 +31,15 @@ class Asleep(Miniature):
     def _ray_start(self, pod: Pod, address: str) -> list[str]:
         return [sys.executable, "-c", self.program]
 
-    def wants(self, replicas: int, *unwanted: str) -> None:
-        """Ask for so many workers, without some, as the autoscaler does."""
-        group = "/spec/workerGroupSpecs/0"
+    def wants(self, replicas: int, *unwanted: str, group: str = SPOT) -> None:
+        """Ask for so many workers of a group, without some, as the autoscaler does."""
         fields = {"replicas": replicas, "scaleStrategy": {"workersToDelete": [*unwanted]}}
-        patch = [{"op": "replace", "path": f"{group}/{name}", "value": value} for name, value in fields.items()]
+        self.change(group, fields)
+
+    def change(self, group: str, fields: dict[str, object]) -> None:
+        """Replace what a group says at some paths."""
+        where = f"/spec/workerGroupSpecs/{[ON_DEMAND, SPOT].index(group)}"
+        patch = [{"op": "replace", "path": f"{where}/{path}", "value": value} for path, value in fields.items()]
         self.kube.patch("rayclusters", NAME, patch)
 
     def until_workers(self, count: int) -> list[str]:
@@ -44,7 +49,7 @@ class Asleep(Miniature):
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Asleep]:
     monkeypatch.setattr(miniature, "AUTOSCALER", "import time; time.sleep(600)")
-    with Asleep(tmp_path, Timeline(), {}, raycluster()) as cluster:
+    with Asleep(tmp_path, Timeline(), {}, raycluster(), SECRETS) as cluster:
         yield cluster
         cluster.check()
 
@@ -63,11 +68,7 @@ def test_workers_come_when_they_are_wanted_and_those_that_are_not_go(cluster: As
 
 def test_a_machine_that_is_reclaimed_has_its_grace_and_is_replaced_once_it_is_gone(cluster: Asleep) -> None:
     cluster.program = DEAF
-    cluster.kube.patch(
-        "rayclusters",
-        NAME,
-        [{"op": "replace", "path": "/spec/workerGroupSpecs/0/template/spec/terminationGracePeriodSeconds", "value": 1}],
-    )
+    cluster.change(SPOT, {"template/spec/terminationGracePeriodSeconds": 1})
     cluster.wants(1)
     (first,) = cluster.until_workers(1)
     began = time.monotonic()
@@ -90,4 +91,44 @@ def test_a_machine_that_fails_is_replaced_and_so_is_the_head(cluster: Asleep) ->
     cluster.kill(head)
     until(lambda: cluster.head() not in (None, head) or None, "another head")
     assert cluster.until_workers(1) == [second], "what becomes of the workers is Ray's business"
-    assert [pod["metadata"]["name"] for pod in cluster.kube.list("pods", {"ray.io/group": GROUP})] == [second]
+    assert [pod["metadata"]["name"] for pod in cluster.kube.list("pods", {"ray.io/group": SPOT})] == [second]
+
+
+def test_a_head_waits_for_a_machine_and_its_workers_for_the_head(cluster: Asleep) -> None:
+    head = until(cluster.head, "the head")
+    cluster.room_for_a_head = False
+    cluster.kill(head)
+    (new,) = until(lambda: [one for one in cluster.pods("head") if one != head] or None, "another head")
+    cluster.wants(1)
+    until(lambda: cluster.pods() or None, "the worker's pod")
+    phases = {pod["metadata"]["name"]: pod["status"]["phase"] for pod in cluster.kube.list("pods")}
+    assert phases == dict.fromkeys([new, *cluster.pods()], "Pending")
+    cluster.room_for_a_head = True
+    cluster.until_workers(1)
+    assert cluster.head() == new
+
+
+def test_a_raycluster_that_is_deleted_takes_its_pods_along_and_may_be_applied_again(cluster: Asleep) -> None:
+    cluster.change(SPOT, {"template/spec/terminationGracePeriodSeconds": 1})
+    head = until(cluster.head, "the head")
+    cluster.program = DEAF
+    cluster.wants(1)
+    (deaf,) = cluster.until_workers(1)
+    cluster.wants(1, group=ON_DEMAND)
+    until(lambda: len(cluster.pods()) == 2 or None, "another one, which may have no machine yet")
+    cluster.delete()
+    until(lambda: not cluster.kube.list("pods") or None, "all pods to go")
+    assert "not yet" in (cluster.folder / f"{deaf}.log").read_text(), "it had its grace"
+    cluster.apply()
+    assert until(cluster.head, "the head") != head
+    assert cluster.pods() == [], "it is as it was at first"
+
+
+def test_a_container_has_what_its_template_says_and_what_is_in_secrets() -> None:
+    def of(name: str, **more: bool) -> dict[str, object]:
+        return {"secretKeyRef": {"name": "sampa-ray-auth", "key": name, **more}}
+
+    given = {"A": "plain", "B": of("auth_token"), "C": of("other", optional=True)}
+    assert resolved(given, SECRETS) == {"A": "plain", "B": "of-rays"}
+    with pytest.raises(KeyError, match="other"):
+        resolved({"D": of("other")}, SECRETS)
