@@ -30,7 +30,7 @@ from .storage import Storage
 from .train_runs import TrainRun, given_storage
 from .trainer import MAX_SETBACKS, Outcome, conclude, nodes_to_leave
 
-RUN_SETBACKS = 3  # workers that a run may lose in a row, with no step committed in between: then it is the run's fault
+RUN_SETBACKS = 3  # times that a run loses workers in a row, with no step committed in between: then it is its fault
 _SPARE_S = 0.5  # seconds that a worker has had nothing to do, before it joins a run that could go on without it
 _RELEASE_S = 5.0  # the same, before it is let go
 _AHEAD = 2  # workers that are asked for at a time, or as many as are there already
@@ -56,6 +56,7 @@ class _Run:
     workers: dict[str, str] = field(default_factory=dict)  # of the pool: their names in the run
     joined: int = 0  # how many names were given out
     setbacks: int = 0
+    shaken: set[str] = field(default_factory=set)  # its workers that were in at a setback: they are lost with it or not
     trouble: str = ""  # the last that was said of a worker that was lost
     stopping: bool = False
     over_at: float | None = None  # on the monotonic clock
@@ -310,9 +311,11 @@ class Pool:
             elif report.kind == "log" and report.data.get("worker") in news.lost:
                 run.trouble = str(report.data.get("line"))
         if news.reached > run.reached:
-            run.reached, run.setbacks = news.reached, 0
+            run.reached, run.setbacks, run.shaken = news.reached, 0, set()
             self._crew.progressed()
-        run.setbacks += len(news.lost)
+        if set(news.lost) - run.shaken:  # a node takes all workers with it that it has, in one setback
+            run.setbacks += 1
+            run.shaken |= {*news.lost, *run.workers.values()}
         outcome = self._outcome(run, news)
         if outcome is not None:
             del self._runs[key]
@@ -326,7 +329,7 @@ class Pool:
             return None
         self._ask(run, "dismiss", "its workers fail")
         said = f": {run.trouble}" if run.trouble else ", and nothing is known of why"
-        lost = f"{run.setbacks} workers were lost in a row after step {run.reached}, with no step committed in between"
+        lost = f"workers were lost {run.setbacks} times in a row after step {run.reached}, with no step committed since"
         return Outcome(False, lost + said, {})
 
     def _is_over(self, run: _Run) -> None:

@@ -124,7 +124,7 @@ def test_a_run_that_kills_its_workers_fails_and_the_others_go_on(play):
     play.until_ended()
     play.assert_calm("good")
     assert not play.outcomes["bad"].succeeded
-    assert "3 workers were lost in a row" in play.outcomes["bad"].reason
+    assert "workers were lost 3 times in a row" in play.outcomes["bad"].reason
 
 
 @pytest.mark.long

@@ -97,7 +97,8 @@ def staged(monkeypatch, tmp_path):
 
 def open_runs(pool, tmp_path, *keys, least=1):
     for key in keys:
-        plan = plan_of(method={"name": "sampa", "rho": 0.1}, workers={"min": least, "max": max(least, 1)})
+        workers = {"min": least, "max": least}
+        plan = plan_of(method={"name": "sampa", "rho": 0.1}, workers=workers, pairs=(least + 1) // 2)
         pool.open(key, plan, Storage(str(tmp_path / key)))
 
 
@@ -129,7 +130,28 @@ def test_runs_that_kill_their_workers_fail_one_by_one_and_the_others_go_on_at_on
     open_runs(pool, tmp_path, *keys)
     outcomes = until(pool, lambda outcomes: len(outcomes) == len(keys), keys)
     assert outcomes.pop("good").reason == CALM["reason"]
-    assert all("3 workers were lost in a row" in one.reason for one in outcomes.values())
+    assert all("workers were lost 3 times in a row" in one.reason for one in outcomes.values())
+
+
+def test_a_run_outlives_the_loss_of_all_its_workers_at_once(staged, tmp_path):
+    here, ended = [], []
+
+    async def die_together_once(run, lobby):
+        work = await lobby.next(run.name, None, DEADLINE_S)
+        here.append(run.name)
+        while len(here) < 4:
+            await asyncio.sleep(0)
+        reborn = len(here) > 4
+        end = CALM if reborn else {"succeeded": False, "retry": True, "reason": "its node is gone"}
+        await lobby.ask(work.key, "finish", work.name, end)
+        if not reborn:
+            ended.append(run.name)
+            raise RuntimeError("its node is gone")
+
+    _, pool = staged(die_together_once, n1=4)
+    open_runs(pool, tmp_path, "wide", least=4)
+    outcomes = until(pool, lambda outcomes: outcomes, ["wide"])
+    assert (outcomes["wide"].reason, len(ended)) == (CALM["reason"], 4)
 
 
 def test_workers_that_end_before_they_can_work_are_nobodys_fault_and_interrupt_all(staged, tmp_path, monkeypatch):
