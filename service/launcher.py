@@ -216,14 +216,16 @@ class RayJobs:
             raise RayUnreachable(self.url, f"it answers {response.status_code}, and not with its version")
 
     def room(self) -> list[Node] | None:
-        """Return the nodes of the cluster; None where that can't be told, or an autoscaler may add others."""
+        """Return the nodes of the cluster; None where that can't be told, an autoscaler may add others, or those that
+        take work are still to come."""
         try:
             alive = self._nodes()
             status = self._request("GET", "/api/cluster_status", timeout=ROOM_S).json()
             types: dict[str, str] = status["data"]["clusterStatus"]["autoscalerReport"]["nodeTypeMapping"]
             # Ray's monitor makes up these names where there is no autoscaler, of which the nodes would be known types
             fixed = all(types[node["node_id"]] == f"node_{node['node_id']}" for node in alive)
-            return [_node(one) for one in alive] if fixed else None
+            nodes = [_node(one) for one in alive]
+            return nodes if fixed and any(node.cpus for node in nodes) else None
         except (NoRay, ValueError, KeyError, TypeError):
             return None
 

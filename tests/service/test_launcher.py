@@ -298,8 +298,11 @@ def test_the_room_of_a_cluster_is_what_its_living_nodes_have(ray: RayJobs, serve
 
 
 def test_the_room_is_not_known_where_it_may_grow_or_nobody_tells(ray: RayJobs, server: JobsServer) -> None:
+    with_nodes(server, {"memory": 1e9})
+    assert ray.room() is None, "there is but a head that takes no work"
     with_nodes(server, {"CPU": 2.0})
-    server.types = {"0000": "ray.head.default"}
+    assert ray.room() == [Node(0, 0), Node(2, 0)]
+    server.types |= {"0000": "ray.head.default"}
     assert ray.room() is None, "an autoscaler runs"
     server.types = None
     assert ray.room() is None, "the monitor has not reported yet"
