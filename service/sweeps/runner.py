@@ -62,6 +62,7 @@ def run(store: Store, settings: ServiceSettings, sweep_id: str, attempt: int, to
                 if ended is None:
                     trials.put_down(wanted.stop or "the sweep goes on with what it was asked for")
             except SweepFailed as failure:
+                trials.leave()
                 ended = failure.outcome
             if ended is not None:
                 trials.drop()

@@ -1,7 +1,8 @@
-"""Which trials of a sweep end early, or go on from another's state: Ray Tune's schedulers, told one result at a time.
+"""What ends early in a sweep, or goes on from another's state: Ray Tune's schedulers, told one result at a time.
 
-The same calls in the same order give the same decisions, in any process. Each trial counts for itself, whatever
-configuration and seed it has; baselines are not for these.
+The same calls in the same order give the same decisions, in any process. They are about configurations, each of which
+is a trial to Tune: its result is the mean of its seeds', since those whose seed was lucky would win if each counted for
+itself. Baselines are not for these.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from .schedulers import Asha, Median, NoScheduler, Pbt
 from .space import Domain, Values
@@ -28,11 +29,11 @@ _RUNNING, _PAUSED, _TERMINATED = "RUNNING", "PAUSED", "TERMINATED"  # of ray.tun
 
 @dataclass(frozen=True)
 class Exploit:
-    """One trial goes on from another's state with changed values.
+    """The trial of one configuration goes on from another's state with changed values.
 
     Attributes:
-        target: Number of the trial that gives up its own state.
-        source: Number of the trial whose state it takes.
+        target: Configuration whose trial gives up its own state.
+        source: Configuration whose trial's state it takes.
         epoch: Where the source is, and the target will be.
         values: The target's searched values from now on, by field path.
     """
@@ -44,7 +45,7 @@ class Exploit:
 
 
 class Schedule:
-    """Decides after each result whether a trial goes on; a wrapper of one of Tune's schedulers that stop."""
+    """Decides after each result whether a configuration goes on; a wrapper of one of Tune's schedulers that stop."""
 
     def __init__(self, spec: SweepSpec, tune: Any) -> None:
         self._seed, self._worst = spec.seed, _WORST if spec.mode == "min" else -_WORST
@@ -56,18 +57,18 @@ class Schedule:
             self._reduction = float(spec.scheduler.reduction)
 
     def started(self, n: int, values: Mapping[str, JsonValue]) -> None:
-        """Say that trial ``n`` begins with these values."""
+        """Say that configuration ``n`` begins with these values."""
         trial = self._trials.add(n, values)
         with _seeded(self._seed, n):
             self._tune.on_trial_add(self._trials, trial)
 
     def result(self, n: int, epoch: float, score: float) -> bool:
-        """Say what trial ``n`` reached after so many epochs; return False if it is to stop there.
+        """Say what configuration ``n`` reached after so many epochs; return False if it is to stop there.
 
         Args:
-            n: A trial that was started and has not ended.
+            n: One that was started and has not ended.
             epoch: Passes over the training set so far, more than at its result before.
-            score: The sweep's metric. One that is no finite number is worse than any other.
+            score: The sweep's metric, in the mean. One that is no finite number is worse than any other.
         """
         if epoch >= self._length:
             return True  # it is at its end, and ``ended`` follows
@@ -75,7 +76,13 @@ class Schedule:
         return bool(self._tune.on_trial_result(self._trials, trial, self._report(epoch, score)) != "STOP")
 
     def ended(self, n: int, epoch: float, score: float | None) -> None:
-        """Say that trial ``n`` is over, at its end, stopped or failed; ``score`` is its last one, None if it failed."""
+        """Say that configuration ``n`` is over, at its end, stopped or failed.
+
+        Args:
+            n: One that was started and has not ended.
+            epoch: What it reached.
+            score: Its last one, in the mean; None if nothing is known of it.
+        """
         trial = self._trials.end(n)
         if score is not None and epoch >= self._length:
             self._tune.on_trial_complete(self._trials, trial, self._report(epoch, score))
@@ -83,7 +90,7 @@ class Schedule:
             self._tune.on_trial_remove(self._trials, trial)
 
     def decides(self, epoch: float) -> bool:
-        """Say whether a trial may end, or be changed, after so many epochs; between rungs, ASHA lets all go on."""
+        """Say whether one may end, or be changed, after so many epochs; between rungs, ASHA lets all go on."""
         rung = self._grace
         while 0 < rung < epoch:
             rung *= self._reduction
@@ -104,13 +111,14 @@ class Schedule:
 class Population(Schedule):
     """Population based training: trials wait at each round, and its worst go on from its best.
 
-    A round is decided once all trials of the sweep have started and each that hasn't ended has its result there. One
-    that ends leaves the population. In which order the results of a round come is of no matter.
+    A population has one seed, so that a configuration is a trial. A round is decided once all trials of the sweep have
+    started and each that hasn't ended has its result there. One that ends leaves the population. In which order the
+    results of a round come is of no matter. One whose changed values contradict each other keeps its own.
     """
 
     def __init__(self, spec: SweepSpec, pbt: Pbt) -> None:
         super().__init__(spec, _population_of(spec, pbt, self._exploit))
-        self._space, self._pbt, self._size = spec.space, pbt, spec.configurations
+        self._spec, self._pbt = spec, pbt
         self._started: set[int] = set()
         self._waiting: dict[int, tuple[float, float]] = {}  # epoch and score of those that are at the round
         self._exploits: list[Exploit] = []
@@ -120,14 +128,14 @@ class Population(Schedule):
         self._started.add(n)
 
     def result(self, n: int, epoch: float, score: float) -> bool:
-        """Say what trial ``n`` reached; a result between rounds, or at the end, changes nothing. Always True."""
+        """Say what configuration ``n`` reached; always True. Between rounds, and at the end, it changes nothing."""
         if round(epoch, 3) in self.rounds(self._length):
             self._waiting[n] = epoch, score
             self._decide()
         return True
 
     def ended(self, n: int, epoch: float, score: float | None) -> None:
-        """Say that trial ``n`` is over. If the others waited for it alone, their round is decided now."""
+        """Say that configuration ``n`` is over. If the others waited for it alone, their round is decided now."""
         self._trials.end(n)
         self._waiting.pop(n, None)
         self._decide()
@@ -145,7 +153,7 @@ class Population(Schedule):
     def _decide(self) -> None:
         """Tell Tune of the round, if it is complete: the last of its results makes it decide."""
         live = self._trials.live
-        if len(self._started) < self._size or not live or set(self._waiting) != set(live):
+        if len(self._started) < self._spec.configurations or not live or set(self._waiting) != set(live):
             return
         for trial in live.values():
             trial.status = _PAUSED
@@ -157,9 +165,17 @@ class Population(Schedule):
             trial.status = _RUNNING
         self._waiting.clear()
 
-    def _exploit(self, target: Trial, source: Trial) -> None:
-        target.config = clipped(target.config, self._space)
+    def _exploit(self, target: Trial, source: Trial, before: dict[str, Any]) -> None:
+        changed = clipped(target.config, self._spec.space)
+        target.config = changed if self._means_something(target.n, changed) else before
         self._exploits.append(Exploit(target.n, source.n, self._waiting[source.n][0], dict(target.config)))
+
+    def _means_something(self, n: int, values: Values) -> bool:
+        try:
+            self._spec.trial(self._spec.numbers_of(n)[0], values)
+        except ValidationError:
+            return False
+        return True
 
 
 def schedule_of(spec: SweepSpec) -> Schedule | None:
@@ -182,7 +198,7 @@ def clipped(values: Mapping[str, JsonValue], space: Mapping[str, Domain]) -> Val
 
 @dataclass(eq=False)
 class Trial:
-    """As much of Tune's Trial as its schedulers look at."""
+    """As much of Tune's Trial as its schedulers look at: a configuration."""
 
     n: int
     config: dict[str, Any]
@@ -254,8 +270,9 @@ def _population_of(spec: SweepSpec, pbt: Pbt, on_exploit: Any) -> Any:
         """Tune's own, which says what it did."""
 
         def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:
+            before = trial.config
             super()._exploit(tune_controller, trial, trial_to_clone)
-            on_exploit(trial, trial_to_clone)
+            on_exploit(trial, trial_to_clone, before)
 
     its_module.logger.setLevel(logging.WARNING)  # it tells of each exploit; the sweep has an event for that
     return Telling(

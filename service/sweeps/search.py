@@ -32,7 +32,8 @@ class Search:
         raise NotImplementedError
 
     def tell(self, configuration: int, score: float | None) -> None:
-        """Say how a suggested configuration did: its metric, or None if it failed."""
+        """Say how a suggested configuration did: its metric, which is no finite number if it fell apart, or None if
+        nothing is known of it."""
 
     def tell_other(self, values: Mapping[str, JsonValue], score: float | None) -> None:
         """Say how values did that were not suggested; tell None of the configuration in whose place they were."""
@@ -80,6 +81,7 @@ class Model(Search):
         from ray.tune.search.optuna import OptunaSearch
 
         self._space, self._metric = spec.space, spec.metric
+        self._worse, self._worst = (max if spec.mode == "min" else min), math.nan  # of what was told
         domains = {path: tune_domain(domain) for path, domain in spec.space.items()}
         with quiet():
             self._tune = OptunaSearch(
@@ -95,6 +97,7 @@ class Model(Search):
         return _values_of(found, self._space)
 
     def tell(self, configuration: int, score: float | None) -> None:
+        score = self._counted(score)
         with quiet():
             if _finite(score):
                 self._tune.on_trial_complete(str(configuration), {self._metric: score})
@@ -106,8 +109,18 @@ class Model(Search):
             path: domain.listed.index(values[path]) if domain.listed else values[path]
             for path, domain in self._space.items()
         }
+        score = self._counted(score)
         with quiet():
             self._tune.add_evaluated_point(parameters, score, error=not _finite(score))
+
+    def _counted(self, score: float | None) -> float | None:
+        """Return what a score counts as: one that is no finite number as the worst so far, since the model learns
+        nothing from what it is told has failed."""
+        if score is None:
+            return None
+        if math.isfinite(score):
+            self._worst = score if math.isnan(self._worst) else self._worse(self._worst, score)
+        return score if math.isfinite(score) else self._worst
 
 
 def search_of(spec: SweepSpec) -> Search:

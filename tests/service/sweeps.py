@@ -33,10 +33,14 @@ class Played:
         choose: From the numbers of trials that can move, the one that does.
         score: Of a trial (part) after an epoch.
         fails: Numbers of trials that fail after their first epoch.
+        diverges: Those of them whose loss was no number any more.
     """
 
-    def __init__(self, spec, choose, score=planted, fails=()):
-        self.spec, self.choose, self.score, self.fails = spec, choose, score, fails
+    gradients_per_epoch = 10
+
+    def __init__(self, spec, choose, score=planted, fails=(), diverges=()):
+        self.spec, self.choose, self.score = spec, choose, score
+        self.fails, self.diverges = {*fails, *diverges}, diverges
         self.parts, self.epochs, self.stopped, self.done, self.copies = {}, {}, {}, [], []
         self.study = Study(spec)
         self._holds, self._ended, self.past = {}, set(), {}
@@ -46,24 +50,24 @@ class Played:
         while steps > 0 and not self._advance():
             moving = [n for n in self.parts if self._can_move(n)]
             if not moving:
-                assert self.study.over
+                assert self.study.over, "nothing can move, and it is not over"
                 return self
             self._move(self.choose(moving))
             steps -= 1
         return self
 
-    def killed(self):
-        """Begin again from what is stored: the trials, their results and their ends."""
+    def killed(self, spec=None):
+        """Begin again from what is stored, by the same spec or another: the trials, their results and their ends."""
         stored = {n: part.values for n, part in self.first.items()}
-        other = Played(self.spec, self.choose, self.score, self.fails)
-        other.study = Study(self.spec, stored)
+        other = Played(spec or self.spec, self.choose, self.score, self.fails, self.diverges)
+        other.study = Study(other.spec, stored)
         other.past = {n: (points, n in self._ended) for n, points in self.points.items()}
         return other
 
     def _advance(self):
         while effects := self.study.advance():
             self._take(effects)
-        return self.study.over
+        return self.study.over or bool(self.study.halted)
 
     def _take(self, effects):
         for effect in effects:
@@ -95,7 +99,8 @@ class Played:
             self._end(number)
             return
         epoch = self.epochs[number] + 1
-        self._measured(number, Point(epoch, self.score(self.parts[number], epoch)))
+        gradients = epoch * self.gradients_per_epoch
+        self._measured(number, Point(epoch, self.score(self.parts[number], epoch), gradients))
 
     def _measured(self, number, point):
         self.epochs[number] = point.epoch
@@ -104,7 +109,7 @@ class Played:
 
     def _end(self, number):
         self._ended.add(number)
-        self.study.ended(number, failed=number in self.fails)
+        self.study.ended(number, failed=number in self.fails, diverged=number in self.diverges)
 
     @property
     def history(self):
