@@ -114,6 +114,7 @@ def test_a_raycluster_that_is_deleted_takes_its_pods_along_and_may_be_applied_ag
     cluster.program = DEAF
     cluster.wants(1)
     (deaf,) = cluster.until_workers(1)
+    cluster.program = SLEEPER
     cluster.wants(1, group=ON_DEMAND)
     until(lambda: len(cluster.pods()) == 2 or None, "another one, which may have no machine yet")
     cluster.delete()
