@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
@@ -117,10 +118,10 @@ class Trials:
         return sweep.version
 
     def put_down(self, why: str) -> None:
-        """Have all trials stop with a checkpoint, and wait for the next runner, or for this one."""
-        self._lay_down(why)
+        """Have all trials stop with a checkpoint, and wait for the next runner, or for this one; write the report of
+        what there is meanwhile, since whoever cancels doesn't wait for long."""
+        self._lay_down(why, self._record.leave)
         self._record.note(at_once=True)
-        self._record.leave()
 
     def leave(self) -> None:
         """Write the report of what there is."""
@@ -257,7 +258,8 @@ class Trials:
     # What the pool does
 
     def _train_some(self) -> None:
-        turns = [n for n, trial in sorted(self._open.items()) if self._can_train(trial)]
+        turns = [n for n, trial in self._open.items() if self._can_train(trial)]
+        turns.sort(key=lambda number: (self._study.awaits(number), number))  # last, who may train for nothing
         places = self._pool.workers + _AT_ONCE
         for number in turns[:places]:
             if not self._pool.knows(self._open[number].key):
@@ -272,12 +274,13 @@ class Trials:
             if key in keys:
                 self._heard(self._open[keys[key]], heard)
 
-    def _lay_down(self, why: str) -> None:
-        """Have all trials stop with a checkpoint."""
+    def _lay_down(self, why: str, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Have all trials stop with a checkpoint, and do something while they write it."""
+        deadline = time.monotonic() + PUT_DOWN_S
         for trial in self._open.values():
             if self._pool.knows(trial.key):
                 self._pool.stop(trial.key, why)
-        deadline = time.monotonic() + PUT_DOWN_S
+        meanwhile()
         while any(self._pool.busy(trial.key) for trial in self._open.values()) and time.monotonic() < deadline:
             self._listen([])
         for trial in self._open.values():

@@ -198,6 +198,25 @@ def test_perturbed_values_stay_in_the_space(seed, resample, factors):
         assert [type(exploit.values[path]) for path in ("method.rho", "method.lambda")] == [float, float]
 
 
+def test_one_whose_changed_values_contradict_each_other_keeps_its_own(monkeypatch):
+    refused, composed = [], SweepSpec.trial
+
+    def trial(spec, number, values=None):
+        refused.append(values)
+        return SweepSpec.model_validate({}) if number == 2 else composed(spec, number, values)
+
+    monkeypatch.setattr(SweepSpec, "trial", trial)
+    schedule = schedule_of(spec_of(PBT, trials=4, baselines=[]))
+    for n in range(4):
+        schedule.started(n, {"method.rho": 0.02 * (n + 1), "optimizer.lr": 0.02})
+    for n in (3, 1, 0):
+        schedule.result(n, 5, n)
+    schedule.result(2, 5, -1)
+    (exploit,) = schedule.exploits()
+    assert (exploit.target, exploit.source, exploit.values) == (2, 3, {"method.rho": 0.06, "optimizer.lr": 0.02})
+    assert refused != [exploit.values]
+
+
 def test_whole_numbers_stay_whole():
     base = {**BASE, "method": {"name": "looksam"}}
     space = {"method.k": {"integer": [2, 20]}}

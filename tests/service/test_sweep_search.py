@@ -142,6 +142,21 @@ def test_what_fails_is_taken_out_of_account(search, bad):
     assert len(asked) == 16
 
 
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_what_fell_apart_counts_as_the_worst_so_far(mode):
+    scores = [math.nan, 0.5, 0.8, math.inf, math.nan, 0.6, math.nan, 0.4, math.nan, *[0.7, math.nan] * 4]
+    worst = min if mode == "max" else max
+    found = []
+    for counted in (False, True):
+        search, finite, suggested = search_of(spec_of("tpe", trials=40, mode=mode)), [], []
+        for configuration, score in enumerate(scores):
+            suggested.append(search.suggest(configuration))
+            finite += [score] if math.isfinite(score) else []
+            search.tell(configuration, score if math.isfinite(score) or not counted else worst(finite, default=None))
+        found.append(suggested)
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("search", ["tpe", "gp"])
 def test_stored_configurations_count_though_they_were_not_suggested(search):
     """A search whose suggestions were all replaced by others goes on from what it was told of those."""

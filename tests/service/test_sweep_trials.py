@@ -61,6 +61,17 @@ def test_early_stops_are_those_of_the_calm_sweep(place, monkeypatch):
     assert sum(state is State.STOPPED for _, state, _ in ended[0]) >= 8
 
 
+def test_with_one_worker_no_seed_trains_on_before_its_configuration_is_judged(place, monkeypatch):
+    store, _ = place
+    asked = {"search": "random", "scheduler": "asha", "trials": 6, "seeds": 5, "baselines": []}
+    sweep, _ = store.sweeps.submit(sweep_of(**asked))
+    assert run(place, sweep.id, monkeypatch, PlayedPool(workers=1)) == 0
+    stopped = [trial for trial in store.sweeps.trials(sweep.id) if trial.state is State.STOPPED]
+    assert len(stopped) >= 10
+    for trial in stopped:
+        assert len(store.events(trial.id, kinds=("evaluation",))) == trial.result["epochs"]
+
+
 def test_failed_trials_don_t_keep_the_others_and_are_tried_again_when_asked(place, monkeypatch):
     store, settings = place
     sweep, _ = store.sweeps.submit(sweep_of(search="random", trials=4, seeds=2, baselines=["sgd"]))
