@@ -102,9 +102,9 @@ class SweepSpec(Settings):
     parallel: Annotated[Count, Field(le=MOST_PARALLEL)] = Field(
         LEAST_PARALLEL,
         description="trials that are undecided at once, where a search or a scheduler looks at results: suggestions "
-        "depend on it, but not on the number of workers. Left out: for tpe and gp an eighth of the trials of all "
-        f"configurations, so that most of what is suggested knows of most; {LEAST_PARALLEL} if that is more, or where "
-        "asha or median end trials early. It stays so when the sweep is extended",
+        "depend on it, but not on the number of workers. Left out: an eighth of the trials of all configurations, so "
+        f"that most of what is suggested knows of most, and at least {LEAST_PARALLEL}. It stays so when the sweep is "
+        "extended",
     )
     workers: Count | None = Field(None, description="most workers of all trials together; null: what the cluster has")
     max_restarts: Annotated[int, Field(ge=0), BeforeValidator(no_bool)] = Field(
@@ -291,13 +291,12 @@ def _usual_of(asked: Mapping[str, Any]) -> dict[str, JsonValue]:
     name = scheduler.get("name") if isinstance(scheduler, Mapping) else getattr(scheduler, "name", scheduler)
     search = "grid" if grids else "random" if name == "pbt" else "tpe"
     mode = "min" if asked.get("metric") == "loss" else "max"
-    return {"search": search, "mode": mode, "parallel": _usual_parallel(asked, name)}
+    return {"search": search, "mode": mode, "parallel": _usual_parallel(asked)}
 
 
-def _usual_parallel(asked: Mapping[str, Any], scheduler: object) -> int:
+def _usual_parallel(asked: Mapping[str, Any]) -> int:
     trials, seeds = asked.get("trials"), asked.get("seeds", 1)
-    stops = scheduler in ("asha", "median")  # a trial that waits for a decision holds a worker, or is put down
-    if stops or not isinstance(trials, int) or not isinstance(seeds, int):
+    if not isinstance(trials, int) or not isinstance(seeds, int):
         return LEAST_PARALLEL
     return min(max(LEAST_PARALLEL, trials * seeds // 8), MOST_PARALLEL)
 

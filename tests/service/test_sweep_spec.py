@@ -282,7 +282,7 @@ def test_the_search_follows_from_the_space_and_the_scheduler(changes, search):
         ({"trials": 100, "seeds": 4, "search": "gp"}, 50),
         ({"trials": 9000}, 1000),
         ({"trials": "-", "space": {"method.rho": {"grid": [n / 100 for n in range(1, 81)]}}}, 4),
-        ({"trials": 400, "scheduler": "asha"}, 4),
+        ({"trials": 400, "scheduler": "asha"}, 50),
         ({"trials": 400, "parallel": 7}, 7),
     ],
 )
