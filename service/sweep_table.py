@@ -280,8 +280,9 @@ class SweepTable:
                 found.setdefault(row["job_id"], []).append(to_event(row))
         return found
 
-    def replace_spec(self, trial_id: str, attempt: int, spec: JobSpec, events: Batch) -> Job:
-        """Have a trial go on with another spec, from its next step on, and add the events that tell why.
+    def replace_spec(self, trial_id: str, attempt: int, spec: JobSpec, events: Batch, told: Batch = ()) -> Job:
+        """Have a trial go on with another spec, from its next step on, and add the events that tell why; in the same
+        transaction, tell of it in the sweep's own sequence.
 
         Raises:
             NoSuchJob: If there is no such trial.
@@ -292,6 +293,7 @@ class SweepTable:
             row = change(connection, mine, {"spec": as_json(spec)}, events)
             if row is None:
                 raise superseded(there(connection, trial_id), attempt)
+            change(connection, [jobs.c.id == row["sweep_id"]], {}, told)
             return to_job(row)
 
 

@@ -6,6 +6,6 @@ schedulers), study (both, driven by results in a fixed order), trials (between t
 underway (one of them) and record (what is written down), and runner (the process). What a sweep suggests and decides is
 a pure function of its spec and of its trials' results, so it is replayed from the store. At the end, report (the
 answer), which reads results (what trials gave, made comparable), axes and smoother (the metric over the fields),
-optimum (where it is best, and how sure that is), compare, tables and verdicts; plot (its picture), answer (where both
-are kept) and promotion (jobs of what was found). Only runners load Ray, Optuna and scikit-learn.
+optimum (where it is best, and how sure that is), compare, tables, population and verdicts; plot (its picture), answer
+(where both are kept) and promotion (jobs of what was found). Only runners load Ray, Optuna and scikit-learn.
 """

@@ -249,8 +249,9 @@ class Trials:
         to = self._settings.job_storage(trial.key)
         insistently(lambda: adopt(of, to, spec.training_part(), step))
         event = {"epoch": epoch, "source": source, "before": trial.values, "values": values}
-        attempt = self._started(trial).attempt
-        trial.job = patiently(lambda: self._store.sweeps.replace_spec(trial.key, attempt, spec, [("exploit", event)]))
+        told = [("exploit", {"number": part.number, **event})]
+        attempt, replace = self._started(trial).attempt, self._store.sweeps.replace_spec
+        trial.job = patiently(lambda: replace(trial.key, attempt, spec, [("exploit", event)], told))
         trial.spec = spec
         trial.exploits[epoch] = values
         self._wait(trial, f"goes on from the state of trial {source}")

@@ -124,6 +124,9 @@ def test_a_reports_trials_of_a_population_tell_what_they_were_trained_with(place
     parts = {trial.part.number: trial.part for trial in store.sweeps.trials(sweep.id)}
     changed = {n: one for n, one in reported.items() if one.changes}
     assert len(changed) >= 2
+    told = [event.data for event in store.events(sweep.id, kinds=("exploit",))]
+    assert {one["number"] for one in told} == set(changed)
+    assert len(told) == len({(one["number"], one["epoch"]) for one in told}), "one was told twice"
     for number, trial in {trial.part.number: trial for trial in store.sweeps.trials(sweep.id)}.items():
         exploits = [event.data for event in store.events(trial.id, kinds=("exploit",))]
         one = reported[number]
