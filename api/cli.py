@@ -7,6 +7,8 @@ followed job failed or was cancelled, 2 the input is wrong, 3 the server can't b
 from __future__ import annotations
 
 import json
+import signal
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -94,6 +96,8 @@ def serve(
     max_running: Annotated[int | None, typer.Option(min=1, help="jobs that run at once; 2 when left out")] = None,
 ) -> None:
     """Run the API, with a local Ray unless --ray-address is given; settings may also be in the environment."""
+    # the first process of a container is ended by no signal that it doesn't take, and what follows takes seconds
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     from .serve import CannotServe, serve_until_stopped
 
     given = {"host": host, "port": port, "state_dir": state_dir, "ray_address": ray_address}

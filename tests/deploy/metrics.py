@@ -27,7 +27,7 @@ OURS: dict[str, set[str]] = {
 RAYS: dict[str, set[str]] = {
     "ray_cluster_active_nodes": {"node_type"},
     "ray_cluster_pending_nodes": {"node_type"},
-    "ray_cluster_failed_nodes": {"node_type", "ip"},
+    "ray_cluster_failed_nodes": {"node_type"},  # no address, with the autoscaler v2
     "ray_node_cpu_utilization": {"ip"},
     "ray_node_mem_used": {"ip"},
 }

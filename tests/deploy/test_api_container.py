@@ -174,11 +174,6 @@ def test_it_is_probed_drains_and_ends_as_the_manifests_say(
     assert not [secret for secret in (TOKEN, RAY_TOKEN) if secret in said]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="nobody takes the signal until uvicorn runs, so process 1 does not get it",
-)
 def test_one_that_is_told_to_end_while_it_starts_ends_at_once(served: Container) -> None:
     """As the first process of a container, it is ended by no signal that it has no handler for."""
     until(lambda: served.takes(signal.SIGTERM) or None, "a handler")

@@ -30,7 +30,6 @@ T = TypeVar("T")
 SCRAPE_S = 2.0
 STEP_S = 120.0  # in which anything that is waited for has happened
 STEPS, EVERY, PACE_S = 240, 10, 1.0
-RAY_SAYS = RAYS | {"ray_cluster_failed_nodes": {"node_type"}}  # no address, with the autoscaler v2
 CLUSTER_LOST = "its Ray cluster was lost"
 TOLD = ("state", "elastic", "resize", "interrupted", "reconnected")  # of a job's events
 
@@ -40,7 +39,7 @@ class Play:
 
     def __init__(self, cluster: Miniature, server: ServerProcess, client: Client) -> None:
         self.cluster, self.server, self.client, self.timeline = cluster, server, client, cluster.timeline
-        self.unsaid = [*RAY_SAYS]
+        self.unsaid = [*RAYS]
         """Which of Ray's metrics it has not said so far; some are there while nodes come, or once they have failed."""
         self._scraped_at, self._told = 0.0, 0
 
@@ -72,7 +71,7 @@ class Play:
         if not self.unsaid or time.monotonic() - self._scraped_at < SCRAPE_S:
             return
         with suppress(httpx.HTTPError):
-            self.unsaid = missing(self.cluster.metrics_url, {name: RAY_SAYS[name] for name in self.unsaid})
+            self.unsaid = missing(self.cluster.metrics_url, {name: RAYS[name] for name in self.unsaid})
         self._scraped_at = time.monotonic()
 
     def elastic(self, job: Watched, cause: str, count: int = 1) -> Document:

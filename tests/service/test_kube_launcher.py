@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from sampa.service import kube as kube_module
 from sampa.service.backends import launcher_of
 from sampa.service.kube import KubeUnusable, RayJobResources
@@ -21,18 +20,11 @@ from sampa.service.settings import ServiceSettings
 from sampa.service.states import State
 from sampa.service.store import Store
 
-from ..fake_kube import FakeKube, deployed
+from ..fake_kube import FakeKube, allowed, deployed
 from .samples import submitted, sweep_spec_of
 
 ENV = {"SAMPA_STATE_DIR": "/var/lib/sampa", "SAMPA_STORE_URL": "postgresql://u:secret@db/x"}
 FIRST, SECOND = "sampa-0123456789ab-1", "sampa-0123456789ab-2"
-
-
-def allowed() -> set[tuple[str, str]]:
-    """Return what the Role of the deployment allows."""
-    [role] = [one for one in yaml.safe_load_all(deployed("Role").read_text()) if one["kind"] == "Role"]
-    assert {group for rule in role["rules"] for group in rule["apiGroups"]} == {"ray.io"}
-    return {(verb, resource) for rule in role["rules"] for verb in rule["verbs"] for resource in rule["resources"]}
 
 
 @pytest.fixture
