@@ -53,7 +53,10 @@ def shelf():
 
 @pytest.fixture
 def answers(shelf):
-    return Answers(shelf)
+    made = Answers(shelf)
+    yield made
+    shelf.free.set()
+    made._join(DEADLINE_S)  # what it says meanwhile belongs to the test
 
 
 def test_the_first_version_is_written_as_soon_as_a_trial_has_ended(answers, shelf):
