@@ -89,6 +89,7 @@ def test_workers_are_killed_hang_and_dawdle_and_a_node_is_lost(tmp_path: Path) -
         assert json.loads((tmp_path / "out" / name / "result.json").read_text())["steps"] == JOB["steps"]
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     with Drill(tmp_path, "1") as drill:
         stream = drill.process.stderr

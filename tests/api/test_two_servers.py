@@ -110,6 +110,7 @@ def submit(server: ServerProcess, count: int) -> list[str]:
         return [client.submit(SPEC)["id"] for _ in range(count)]
 
 
+@pytest.mark.long
 def test_killed_leaders_lose_no_job_start_none_twice_and_are_soon_replaced(
     pair: Pair, record_property: Callable[[str, object], None]
 ) -> None:
