@@ -6,7 +6,8 @@ Digits with 40 % label noise, rho from 0.01 to 0.5, SGD and SAM as baselines. By
 own: a grid of rho, then three times as many values with trials stopped early (ASHA, at 0.3 of their epochs a quarter
 goes on). Then the grid as a function that Ray Tune runs in one process per trial, on as many processors. The wall time
 counts from the submission to the end, start of the workers included; the trials' own compute is the time of their
-steps, added up, over the number of processors. All are measured one after the other in this run.
+steps and evaluations, added up over workers, over the number of processors. All are measured one after the other in
+this run.
 """
 
 from __future__ import annotations
@@ -177,9 +178,10 @@ def _train(config: dict[str, Any]) -> None:
     for step in range(1, engine.steps + 1):
         began = time.perf_counter()
         engine.advance(exchange)
+        ends = step % data.batches.per_epoch == 0 and task.test is not None
+        accuracy = evaluate(engine, exchange, task.test)["accuracy"] if ends else None
         seconds += time.perf_counter() - began
-        if step % data.batches.per_epoch == 0 and task.test is not None:
-            accuracy = evaluate(engine, exchange, task.test)["accuracy"]
+        if ends:
             tune.report({"accuracy": accuracy, "seconds": seconds})
 
 
