@@ -28,7 +28,7 @@ _AT_ONCE = 2  # trials that are opened beyond those that have a worker
 _ROOM = 8  # trials that are begun beyond those that have a worker, where their order is free
 _PAGE = 50  # trials whose past is read at a time
 _PAST = ("evaluation", "finished", "exploit", "state")  # kinds of events by which a trial's past is told again
-_NO_ROOM = "waiting for room: the cluster has none for a worker; trials begin as soon as it has"
+_NO_ROOM = "waiting for room: the cluster has too little for the workers of a trial; trials begin as soon as it has"
 
 
 class SweepFailed(Exception):
